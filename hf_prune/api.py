@@ -1,0 +1,145 @@
+"""`prune_model`: the one-shot verb."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from .anatomy import ModelAnatomy, describe_model
+from .budget.latency import compare_with_undone
+from .calibration import CalibrationData
+from .config import PruningConfig, StructuredPruningConfig, strategy_for
+from .errors import PruningError
+from .report.build import block_reports, build_report, count_parameters
+from .report.clock import StageClock
+from .report.evaluate import evaluate_model
+from .report.report import LatencySetting
+from .report.result import PruningResult
+from .strategies.base import Cut
+from .surgery import apply_plan, write_metadata
+
+logger = logging.getLogger(__name__)
+
+
+def prune_model(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    calibration_data: Any = None,
+    *,
+    data_collator: Any = None,
+    eval_dataset: Any = None,
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+    accelerator: Accelerator | None = None,
+    retrain: Callable[[PreTrainedModel], Trainer] | None = None,
+) -> PruningResult:
+    """Makes a model smaller, in place: heads and filters are removed and what remains is repaired.
+
+    Parameters are replaced by smaller ones, so make optimizers after this call.
+
+    Args:
+        model: a fine-tuned model of a supported family, with its task head.
+        config: the strategy and its budget, `FisherPruningConfig(flops=0.5)` for instance.
+        calibration_data: a `datasets.Dataset` of tokenised rows, a `DataLoader`, or any iterable of batches; some
+            hundred to a few thousand training examples, with labels where the strategy's scores need a loss.
+        data_collator: as for `Trainer`, where the calibration data holds rows.
+        eval_dataset: tokenised rows with labels; if given, metrics are measured before and after.
+        compute_metrics: as for `Trainer`.
+        accelerator: shares the calibration data out over its processes.
+        retrain: a function that makes a `Trainer` for the pruned model; it is trained, with its structure as it is,
+            before the metrics are measured (Kwon et al. 2022, A.8).
+
+    Returns:
+        The model with its plan and report.
+
+    Raises:
+        PruningError: a bad request (its subclasses: an unsupported model, a budget out of reach). The model is then
+            as it was.
+    """
+    if not isinstance(config, PruningConfig):
+        raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
+    anatomy = describe_model(model)
+    _warn_if_untrained(model)
+    data = CalibrationData(
+        calibration_data,
+        model,
+        data_collator=data_collator,
+        batch_size=getattr(config, "batch_size", 32),
+        accelerator=accelerator,
+    )
+    clock, metrics = StageClock(), {}
+    if eval_dataset is not None:
+        with clock("evaluation"):
+            metrics["dense"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
+    dense_parameters = count_parameters(model)
+    cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
+    with clock("surgery"):
+        latencies, setting = _cut_and_time(model, anatomy, config, cut, data)
+    if retrain is not None:
+        with clock("retraining"):
+            retrain(model).train()
+    if eval_dataset is not None:
+        with clock("evaluation"):
+            metrics["pruned"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
+    report = build_report(
+        model=model,
+        config=config,
+        blocks=block_reports(anatomy, cut.plan, cut.sequence_length),
+        sequence_length=cut.sequence_length,
+        dense_parameters=dense_parameters,
+        latencies=latencies,
+        latency_setting=setting,
+        stages=clock.seconds,
+        metrics=metrics,
+        notes=cut.notes,
+    )
+    write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
+    return PruningResult(model, cut.plan, report, config)
+
+
+def _cut_and_time(
+    model: PreTrainedModel, anatomy: ModelAnatomy, config: PruningConfig, cut: Cut, data: CalibrationData
+) -> tuple[tuple[float, float], LatencySetting]:
+    """Applies the cut, checked on a calibration batch, and times the model with and without it."""
+    log = apply_plan(model, anatomy, cut.plan, cut.repairs, data.first())
+    batch_size = config.latency_batch_size if isinstance(config, StructuredPruningConfig) else 1
+    try:
+        latencies = compare_with_undone(model, log, batch_size, cut.sequence_length, repeats=5)
+    except BaseException:
+        log.roll_back()
+        raise
+    setting = LatencySetting(
+        batch_size=batch_size,
+        sequence_length=cut.sequence_length,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+    return latencies, setting
+
+
+def _cost(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint's config says about costs; times are left to the report, they belong to a machine."""
+    sizes = {name: {key: report[name][key] for key in ("flops", "parameters")} for name in ("dense", "pruned")}
+    return {"sequence_length": report["sequence_length"], **sizes}
+
+
+def _warn_if_untrained(model: PreTrainedModel) -> None:
+    """A head that was never trained makes every score meaningless, and nothing else would say so."""
+    base = {id(module) for module in model.base_model.modules()} if model.base_model is not model else set()
+    for name, module in model.named_modules():
+        if id(module) in base or not isinstance(module, nn.Linear) or module.bias is None or not base:
+            continue
+        if module.weight.device.type != "meta" and not module.bias.any():
+            logger.warning(
+                "%s.%s has a bias of zeros, as if it was newly initialised: fine-tune the model before pruning it, or"
+                " its scores say nothing about the task.",
+                type(model).__name__,
+                name,
+            )
+            return

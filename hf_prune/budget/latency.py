@@ -1,0 +1,125 @@
+"""Measured latency: medians of forward passes, of whole models side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..anatomy.cut import UndoLog
+from ..calibration import Batch
+from ..errors import PruningError
+
+WARM_UP = 1
+
+
+def measure_latency(
+    model: PreTrainedModel, batch_size: int = 1, sequence_length: int = 128, *, repeats: int = 10
+) -> float:
+    """Median seconds of one forward pass on random tokens, without labels, on the model's device.
+
+    Args:
+        model: a text model, dense or pruned.
+        batch_size: sequences in the batch.
+        sequence_length: tokens per sequence, no padding.
+        repeats: timed passes, after a warm-up.
+    """
+    return compare_latency([model], batch_size, sequence_length, repeats=repeats)[0]
+
+
+def compare_latency(
+    models: Sequence[PreTrainedModel], batch_size: int = 1, sequence_length: int = 128, *, repeats: int = 10
+) -> list[float]:
+    """Median seconds of a forward pass of each model, taken in turn so that drifts of the machine's speed cancel."""
+    if batch_size < 1 or sequence_length < 1 or repeats < 1:
+        raise PruningError(
+            f"batch_size={batch_size}, sequence_length={sequence_length} and repeats={repeats} must all be at least 1."
+        )
+    passes = [forward_pass(model, random_batch(model, batch_size, sequence_length)) for model in models]
+    return time_in_turn(passes, repeats, models[0].device)
+
+
+def compare_with_undone(
+    model: PreTrainedModel, log: UndoLog, batch_size: int, sequence_length: int, *, repeats: int
+) -> tuple[float, float]:
+    """Median seconds of a forward pass without and with the changes that `log` remembers, taken in turn.
+
+    The changes are in place before and after.
+    """
+    run = forward_pass(model, random_batch(model, batch_size, sequence_length))
+    # The log is swapped before every pass, so the first of the two is the model as it was.
+    before, after = time_in_turn([run, run], repeats, model.device, prepare=log.swap)
+    return before, after
+
+
+def forward_pass(model: PreTrainedModel, batch: Batch) -> Callable[[], None]:
+    """One inference pass as a function of nothing; the model is in evaluation mode while it runs."""
+
+    def run() -> None:
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            model(**batch)
+        model.train(training)
+
+    return run
+
+
+def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Batch:
+    """Random token ids without padding, the same ones every time.
+
+    Raises:
+        PruningError: the sequence is longer than the model's positions.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and sequence_length > limit:
+        raise PruningError(f"sequence_length={sequence_length} exceeds the model's {limit} positions.")
+    shape: tuple[int, ...] = (batch_size, sequence_length)
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        shape = (batch_size, 1, sequence_length)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    # Ids that embeddings treat specially (padding shifts RoBERTa's positions) are low; stay clear of them.
+    ids = torch.randint(min(10, vocabulary - 1), vocabulary, shape, generator=generator)
+    return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
+
+
+def time_in_turn(
+    passes: Sequence[Callable[[], None]],
+    repeats: int,
+    device: torch.device,
+    prepare: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Median seconds of each function, called in turn `repeats` times after a warm-up.
+
+    Args:
+        passes: what to time.
+        repeats: timed calls of each.
+        device: decides the clock.
+        prepare: called before every call, outside the timing.
+    """
+    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    samples: list[list[float]] = [[] for _ in passes]
+    for _ in range(WARM_UP + repeats):
+        for run, store in zip(passes, samples, strict=True):
+            prepare()
+            store.append(clock(run))
+    return [statistics.median(store[WARM_UP:]) for store in samples]
+
+
+def _cpu_seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(run: Callable[[], None]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

@@ -1,0 +1,160 @@
+"""Latency tables: seconds of one block at every width, measured at some widths and interpolated between them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy
+from ..anatomy.cut import UndoLog, cut_block
+from ..anatomy.layer_calls import LayerCall, record_layer_calls
+from ..scores import frozen
+from .latency import random_batch, time_in_turn
+
+WIDTHS = 24
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class LatencyConditions:
+    """What a measured latency depends on besides the block itself."""
+
+    processor: str
+    threads: int
+    torch: str
+    dtype: str
+    attention: str
+    batch_size: int
+    sequence_length: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, batch_size: int, sequence_length: int) -> LatencyConditions:
+        """The conditions of measuring `model` here and now."""
+        device = model.device
+        processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+        return cls(
+            processor=f"{device.type}: {processor}",
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            dtype=str(model.dtype).removeprefix("torch."),
+            attention=str(getattr(model.config, "_attn_implementation", None)),
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+        )
+
+
+def latency_tables(
+    model: PreTrainedModel, anatomy: ModelAnatomy, conditions: LatencyConditions
+) -> dict[str, torch.Tensor]:
+    """For every block's key the seconds at 0 … units units, `[units + 1]` float64, 0 for none.
+
+    Blocks of the same shape share one measurement. Tables are kept on disk under the machine, software, dtype, batch
+    and length they were measured with (`HF_PRUNE_CACHE`, default `$HF_HOME/hf_prune`).
+    """
+    tables: dict[str, torch.Tensor] = {}
+    measured: dict[tuple[Any, ...], torch.Tensor] = {}
+    for block in anatomy.blocks:
+        shape = _shape(model, anatomy, block)
+        if shape not in measured:
+            path = _cache_path(conditions, shape)
+            table = _read_table(path, block.units)
+            if table is None:
+                table = _measure(model, anatomy, block, conditions)
+                _write_table(path, conditions, shape, table)
+            measured[shape] = table
+        tables[block.key] = measured[shape]
+    return tables
+
+
+def _shape(model: PreTrainedModel, anatomy: ModelAnatomy, block: Block) -> tuple[Any, ...]:
+    """What identifies a block up to its weights: its layer's class and the block's own sizes."""
+    projections = tuple((item.axis, item.width, item.other) for item in block.projections)
+    return type(model.get_submodule(block.layer)).__name__, block.kind, block.units, block.layout.name, projections
+
+
+def _measure(
+    model: PreTrainedModel, anatomy: ModelAnatomy, block: Block, conditions: LatencyConditions
+) -> torch.Tensor:
+    batch = random_batch(model, conditions.batch_size, conditions.sequence_length)
+    layer = model.get_submodule(block.layer)
+    widths = sorted({round(width) for width in np.linspace(0, block.units, min(WIDTHS, block.units + 1))})
+    with frozen(model), torch.inference_mode():
+        hidden, calls = record_layer_calls(model, anatomy.layers, batch)
+        call = calls[anatomy.layers.index(block.layer)]
+        others = [other for other in anatomy.blocks_of_layer(block.layer) if other != block]
+        cuts = [_isolated(layer, block, others, width) for width in widths]
+        passes = [_Pass(call, cut, hidden) for cut in cuts]
+        seconds = time_in_turn(passes, REPEATS, model.device)
+    table = np.interp(np.arange(block.units + 1), widths, np.asarray(seconds) - seconds[0])
+    table = np.maximum(table, 0.0)
+    table[0] = 0.0
+    return torch.from_numpy(table)
+
+
+def _isolated(layer: nn.Module, block: Block, others: Sequence[Block], width: int) -> nn.Module:
+    """A copy of the layer in which only `block` has units left, `width` of them."""
+    cut = copy.deepcopy(layer)
+    for other in others:
+        cut_block(cut, other, (), UndoLog())
+    cut_block(cut, block, range(width), UndoLog())
+    return cut
+
+
+@dataclass
+class _Pass:
+    call: LayerCall
+    layer: nn.Module
+    hidden: torch.Tensor
+
+    def __call__(self) -> None:
+        self.call.run(self.layer, self.hidden)
+
+
+def _processor() -> str:
+    """The processor's model name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()
+
+
+def _cache_path(conditions: LatencyConditions, shape: tuple[Any, ...]) -> Path:
+    root = Path(os.environ.get("HF_PRUNE_CACHE") or Path(constants.HF_HOME) / "hf_prune")
+    name = hashlib.sha256(repr((asdict(conditions), shape)).encode()).hexdigest()[:24]
+    return root / "latency" / f"{name}.json"
+
+
+def _read_table(path: Path, units: int) -> torch.Tensor | None:
+    """A cached table; one that cannot be right is measured again."""
+    try:
+        values = json.loads(path.read_text(encoding="utf8"))["seconds"]
+        table = torch.tensor(values, dtype=torch.float64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    valid = table.shape == (units + 1,) and bool(torch.isfinite(table).all() and (table >= 0).all() and table[0] == 0)
+    return table if valid else None
+
+
+def _write_table(path: Path, conditions: LatencyConditions, shape: tuple[Any, ...], table: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"conditions": asdict(conditions), "block": repr(shape), "seconds": table.tolist()}
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
+        json.dump(content, file)
+    os.replace(file.name, path)

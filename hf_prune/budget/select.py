@@ -1,0 +1,256 @@
+"""From scores and a budget in the user's words to one mask per block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import gcd
+
+import torch
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy
+from ..anatomy.cut import UndoLog, cut_block
+from ..calibration import CalibrationData
+from ..config import StructuredPruningConfig
+from ..errors import InfeasibleBudgetError, PruningError
+from .flops import flops_per_unit
+from .latency import compare_with_undone
+from .latency_search import search_latency_units
+from .latency_table import LatencyConditions, latency_tables
+from .search import SearchOptions, SearchResult, search_units
+
+# A search result is accepted once its measured latency is within this factor of the target.
+LATENCY_TOLERANCE = 1.02
+LATENCY_ROUNDS = 6
+LATENCY_REPEATS = 9
+
+
+@dataclass
+class Selection:
+    """Which units stay.
+
+    Attributes:
+        masks: one bool mask per block, by key.
+        notes: what a reader of the report should know about the search.
+    """
+
+    masks: dict[str, torch.Tensor]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The blocks that may be pruned, split by kind, with their scores."""
+
+    heads: tuple[Block, ...]
+    filters: tuple[Block, ...]
+    head_scores: list[torch.Tensor]
+    filter_scores: list[torch.Tensor]
+    fixed: tuple[Block, ...]
+
+    @classmethod
+    def of(
+        cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig
+    ) -> _Targets:
+        wanted = config.targets([block.key for block in anatomy.blocks])
+        heads = tuple(block for block in anatomy.attentions if block.key in wanted)
+        filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)
+        return cls(
+            heads,
+            filters,
+            [scores[block.key].cpu() for block in heads],
+            [scores[block.key].cpu() for block in filters],
+            tuple(block for block in anatomy.blocks if block.key not in wanted),
+        )
+
+    def options(self, config: StructuredPruningConfig) -> SearchOptions:
+        """The search's restrictions: rounding, uniformity and what must stay."""
+        return SearchOptions(
+            head_multiple=_units_multiple(config.round_to, self.heads),
+            filter_multiple=_units_multiple(config.round_to, self.filters),
+            uniform=config.uniform,
+            minimum_heads=[block.minimum for block in self.heads],
+            minimum_filters=[block.minimum for block in self.filters],
+        )
+
+    def masks(self, result: SearchResult) -> dict[str, torch.Tensor]:
+        """One mask per block; blocks that are not pruned keep everything."""
+        masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in self.fixed}
+        masks |= {block.key: mask for block, mask in zip(self.heads, result.head_masks, strict=True)}
+        return masks | {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
+
+
+def select_units(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    scores: Mapping[str, torch.Tensor],
+    config: StructuredPruningConfig,
+    data: CalibrationData,
+    sequence_length: int,
+) -> Selection:
+    """Chooses the units that stay under the budget of `config`.
+
+    Args:
+        model: the dense model; measured for a latency budget, never changed.
+        anatomy: from `describe_model(model)`.
+        scores: one non-negative score per unit, by block key.
+        config: budget and restrictions.
+        data: decides for all processes where the choice rests on measurements.
+        sequence_length: tokens per sequence that costs are counted for.
+
+    Raises:
+        InfeasibleBudgetError: with the smallest reachable value of the budget.
+    """
+    targets = _Targets.of(anatomy, scores, config)
+    keyword, value = config.budget
+    if keyword == "flops":
+        return _by_cost(targets, config, value, lambda block: flops_per_unit(block, sequence_length))
+    if keyword == "params":
+        return _by_cost(targets, config, value, lambda block: block.parameters_per_unit)
+    selection = _by_latency(model, anatomy, targets, config, sequence_length) if data.is_main else None
+    decided = data.broadcast(selection)
+    assert decided is not None
+    return decided
+
+
+def _units_multiple(round_to: int, blocks: Sequence[Block]) -> int:
+    """How many units make a width that is a multiple of `round_to` columns."""
+    widths = {block.output.width for block in blocks} or {1}
+    return max(round_to // gcd(round_to, width) for width in widths)
+
+
+def _by_cost(
+    targets: _Targets, config: StructuredPruningConfig, fraction: float, unit_cost: Callable[[Block], int]
+) -> Selection:
+    """A budget that is a sum over units."""
+    fixed = sum(block.units * unit_cost(block) for block in targets.fixed)
+    dense = fixed + sum(block.units * unit_cost(block) for block in (*targets.heads, *targets.filters))
+    name = config.budget[0]
+    rest = fraction * dense - fixed
+    if rest <= 0:
+        raise InfeasibleBudgetError(
+            f"{name}={fraction} is out of reach: the blocks that are not to be pruned alone make up"
+            f" {fixed / dense:.4f} of the dense model. Raise the budget or widen target_modules.",
+            fixed / dense,
+        )
+    try:
+        result = search_units(
+            targets.head_scores,
+            targets.filter_scores,
+            [unit_cost(block) for block in targets.heads],
+            [unit_cost(block) for block in targets.filters],
+            rest,
+            **targets.options(config),
+        )
+    except InfeasibleBudgetError as error:
+        smallest = (fixed + error.smallest) / dense
+        raise InfeasibleBudgetError(
+            f"{name}={fraction} is out of reach: the smallest reachable value is {smallest:.4f} (units that must stay,"
+            " with the rounding asked for). Raise the budget or lower round_to.",
+            smallest,
+        ) from error
+    return Selection(targets.masks(result), _gap_note(result))
+
+
+def _gap_note(result: SearchResult) -> list[str]:
+    total = result.upper_bound
+    if total <= 0 or result.gap <= 1e-9 * total:
+        return []
+    return [f"The kept score is within {result.gap / total:.2%} of the best possible under this budget."]
+
+
+def _by_latency(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    targets: _Targets,
+    config: StructuredPruningConfig,
+    sequence_length: int,
+) -> Selection:
+    """A budget on the measured forward time: search on tables, measure the result end to end, correct, repeat.
+
+    The tables say how time divides over blocks; the forward pass of the cut model says whether the sum is right.
+    """
+    conditions = LatencyConditions.of(model, config.latency_batch_size, sequence_length)
+    tables = latency_tables(model, anatomy, conditions)
+    cut = _CutTimer(model, anatomy, conditions)
+    dense, empty = cut.seconds_of_extremes()
+    keyword, value = config.budget
+    target = value * dense if keyword == "latency" else value / 1000
+    _check_reachable(keyword, target, dense, empty)
+    fixed = sum(float(tables[block.key][-1]) for block in targets.fixed)
+    table_dense = sum(float(tables[block.key][-1]) for block in anatomy.blocks)
+    # Table seconds are scaled so that tables and end-to-end measurement agree on what the blocks cost together.
+    scale = table_dense / max(dense - empty, 1e-12)
+    budget = (target - empty) * scale - fixed
+    best: tuple[float, Selection] | None = None
+    for _ in range(LATENCY_ROUNDS):
+        result = _latency_result(targets, tables, config, budget)
+        masks = targets.masks(result)
+        dense, seconds = cut.seconds(masks)
+        target = value * dense if keyword == "latency" else target
+        if best is None or seconds / target < best[0]:
+            best = (seconds / target, Selection(masks, _gap_note(result)))
+        if seconds <= LATENCY_TOLERANCE * target:
+            break
+        budget -= (seconds - target) * scale
+    assert best is not None
+    if best[0] > LATENCY_TOLERANCE:
+        best[1].notes.append(f"The measured latency is {best[0]:.2f} × the asked one after {LATENCY_ROUNDS} rounds.")
+    return best[1]
+
+
+def _check_reachable(keyword: str, target: float, dense: float, empty: float) -> None:
+    if target > empty:
+        return
+    smallest = empty / dense if keyword == "latency" else empty * 1000
+    raise InfeasibleBudgetError(
+        f"{keyword}={target / dense if keyword == 'latency' else target * 1000:.4g} is out of reach: the model without"
+        f" any head or filter already takes {smallest:.4g}. Raise the budget, or give a latency_batch_size and"
+        " sequence_length at which attention and FFN weigh more.",
+        smallest,
+    )
+
+
+def _latency_result(
+    targets: _Targets, tables: Mapping[str, torch.Tensor], config: StructuredPruningConfig, budget: float
+) -> SearchResult:
+    if budget <= 0:
+        raise InfeasibleBudgetError(
+            f"{config.budget[0]}={config.budget[1]} leaves no time for any head or filter on this machine."
+            " Raise the budget.",
+            config.budget[1],
+        )
+    return search_latency_units(
+        targets.head_scores,
+        targets.filter_scores,
+        [tables[block.key] for block in targets.heads],
+        [tables[block.key] for block in targets.filters],
+        budget,
+        **targets.options(config),
+    )
+
+
+class _CutTimer:
+    """Times the model whole and cut, in turn, on the model itself; every cut is rolled back."""
+
+    def __init__(self, model: PreTrainedModel, anatomy: ModelAnatomy, conditions: LatencyConditions) -> None:
+        self._model = model
+        self._anatomy = anatomy
+        self._conditions = conditions
+
+    def seconds_of_extremes(self) -> tuple[float, float]:
+        """Median seconds of the dense model and of the model without any unit."""
+        return self.seconds({block.key: torch.zeros(block.units, dtype=torch.bool) for block in self._anatomy.blocks})
+
+    def seconds(self, masks: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+        """Median seconds of the dense model and of the model cut to `masks`."""
+        batch_size, sequence_length = self._conditions.batch_size, self._conditions.sequence_length
+        log = UndoLog()
+        try:
+            for block in self._anatomy.blocks:
+                units = masks[block.key].nonzero().flatten().tolist()
+                cut_block(self._model.get_submodule(block.layer), block, units, log)
+            return compare_with_undone(self._model, log, batch_size, sequence_length, repeats=LATENCY_REPEATS)
+        finally:
+            log.roll_back()

@@ -1,0 +1,182 @@
+"""`hf-prune inspect`: what was cut from a checkpoint, read from its config; no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..anatomy import Block, ModelAnatomy, describe_model
+from ..budget import flops_per_unit, total_flops, total_unit_parameters
+from ..errors import PruningError
+from ..report.build import count_parameters
+from ..report.number_text import count_text
+from ..report.report import BlockReport, PruningReport, Size
+from ..report.result import REPORT_FILE
+from ..report.tables import UNIT_NAMES
+from ..surgery import pruning_of
+from .models import load_config, model_without_weights
+
+DEFAULT_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is made of.
+
+    Attributes:
+        name: local folder or Hub name.
+        anatomy: its blocks as they are now.
+        parameters: all parameters it has now.
+        report: what pruning did to it; None for a dense model.
+        mapped: the report with those blocks only whose kept units are known one by one. A config names the heads
+            that stayed, but only counts the filters.
+    """
+
+    name: str
+    anatomy: ModelAnatomy
+    parameters: int
+    report: PruningReport | None
+    mapped: PruningReport | None
+
+    def to_dict(self, sequence_length: int) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        blocks = [
+            {
+                "key": block.key,
+                "kind": block.kind,
+                "units": block.units,
+                "flops_per_unit": flops_per_unit(block, sequence_length),
+                "parameters_per_unit": block.parameters_per_unit,
+            }
+            for block in self.anatomy.blocks
+        ]
+        return {
+            "model": self.name,
+            "model_type": self.anatomy.model_type,
+            "sequence_length": sequence_length,
+            "flops": total_flops(self.anatomy, sequence_length),
+            "unit_parameters": total_unit_parameters(self.anatomy),
+            "parameters": self.parameters,
+            "blocks": blocks,
+            "pruning": self.report.to_dict() if self.report else None,
+        }
+
+
+def anatomy_table(inspection: Inspection, sequence_length: int) -> Table:
+    """The blocks of a model as they are: units, and what one of them costs."""
+    anatomy = inspection.anatomy
+    flops = count_text(total_flops(anatomy, sequence_length))
+    title = (
+        f"{inspection.name}: {anatomy.model_type}, {len(anatomy.layers)} layers, not pruned\n"
+        f"{count_text(inspection.parameters)} parameters, {count_text(total_unit_parameters(anatomy))} of them in heads"
+        f" and filters; {flops} FLOPs of attention and FFN for {sequence_length} tokens"
+    )
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    for index, header in enumerate(("block", "units", "parameters of one", "FLOPs of one")):
+        table.add_column(header, justify="right" if index else "left")
+    for block in anatomy.blocks:
+        units = f"{block.units:,} {UNIT_NAMES[block.kind]}" + (f" of {block.head_dim}" if block.head_dim else "")
+        cost = count_text(flops_per_unit(block, sequence_length))
+        table.add_row(Text(block.key), units, count_text(block.parameters_per_unit), cost)
+    return table
+
+
+def inspect_checkpoint(name: str) -> Inspection:
+    """Reads a checkpoint's config, and its pruning report where there is one.
+
+    Args:
+        name: local folder or Hub name of a dense or pruned model.
+
+    Raises:
+        PruningError: there is no such model, its family is not supported, or its metadata does not fit.
+    """
+    config = load_config(name)
+    model = model_without_weights(config)
+    anatomy = describe_model(model)
+    parameters = count_parameters(model)
+    holder = anatomy.blocks[0].holder
+    data = pruning_of(model.get_submodule(holder).config)
+    if data is None:
+        return Inspection(name, anatomy, parameters, None, None)
+    report = _report_from_config(name, anatomy, parameters, data)
+    written = _written_report(name)
+    if written is not None and _sizes(written) == _sizes(report):
+        return Inspection(name, anatomy, parameters, written, written)
+    known = tuple(block for block in report.blocks if len(block.kept) == block.kept_units)
+    return Inspection(name, anatomy, parameters, report, replace(report, blocks=known) if known else None)
+
+
+def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data: Mapping[str, Any]) -> PruningReport:
+    """The report as far as a config tells it; checked like one that was read from a file."""
+    cost = data.get("cost")
+    length = cost.get("sequence_length") if isinstance(cost, Mapping) else None
+    if not isinstance(length, int) or length < 1:
+        length = DEFAULT_LENGTH
+    blocks = [_block_report(block, data["blocks"].get(block.local_key), length) for block in anatomy.blocks]
+    removed = sum((block.dense_units - block.kept_units) * block.parameters_per_unit for block in blocks)
+    sizes = {
+        when: Size(
+            flops=sum(getattr(block, units) * block.flops_per_unit for block in blocks),
+            unit_parameters=sum(getattr(block, units) * block.parameters_per_unit for block in blocks),
+            parameters=parameters + extra,
+        )
+        for when, units, extra in (("dense", "dense_units", removed), ("pruned", "kept_units", 0))
+    }
+    return PruningReport.from_dict(
+        {
+            "model_name": name,
+            "model_type": anatomy.model_type,
+            "strategy": data.get("strategy"),
+            "sequence_length": length,
+            "dense": asdict(sizes["dense"]),
+            "pruned": asdict(sizes["pruned"]),
+            "blocks": [asdict(block) for block in blocks],
+            "metrics": data.get("metrics") or {},
+        }
+    )
+
+
+def _block_report(block: Block, entry: Mapping[str, Any] | None, length: int) -> BlockReport:
+    """A block's report; without an entry of its own it was not touched. The entry was checked when it was built."""
+    dense = entry["of"] if entry else block.units
+    whole = tuple(range(dense)) if block.units == dense else ()
+    return BlockReport(
+        key=block.key,
+        kind=block.kind,
+        dense_units=dense,
+        kept_units=block.units,
+        kept=tuple(entry["heads"]) if entry and entry.get("heads") else whole,
+        flops_per_unit=flops_per_unit(block, length),
+        parameters_per_unit=block.parameters_per_unit,
+    )
+
+
+def _written_report(name: str) -> PruningReport | None:
+    """The report next to the checkpoint, or None."""
+    path = Path(name) / REPORT_FILE
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, REPORT_FILE))
+        except (EntryNotFoundError, HfHubHTTPError):
+            return None
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise PruningError(f"{path} is not JSON ({error}). Delete it to inspect the config alone.") from error
+    return PruningReport.from_dict(data)
+
+
+def _sizes(report: PruningReport) -> list[tuple[str, int, int]]:
+    return [(block.key, block.dense_units, block.kept_units) for block in report.blocks]
+

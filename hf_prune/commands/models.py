@@ -1,0 +1,94 @@
+"""Loads the models that commands work on, and says clearly when one cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from ..errors import PruningError
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+# Their tokenizers refuse words that are already split unless a space is put before each.
+_SPACE_BEFORE_WORDS = {"bloom", "deberta", "gpt2", "longformer", "roberta"}
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The config of a local folder or Hub model; PruningError if there is none."""
+    return _load(AutoConfig, name)
+
+
+def load_tokenizer(name: str, config: PreTrainedConfig, split_words: bool = False) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Args:
+        name: local folder or Hub name.
+        config: the model's.
+        split_words: whether it has to take texts that are split into words.
+    """
+    extra = {"add_prefix_space": True} if split_words and config.model_type in _SPACE_BEFORE_WORDS else {}
+    tokenizer = _load(AutoTokenizer, name, **extra)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, auto_class: Any, dtype: str = "float32", device: str | None = None) -> tuple[Any, list[str]]:
+    """A model in evaluation mode, and the names of the weights that its checkpoint lacks.
+
+    Args:
+        name: local folder or Hub name.
+        auto_class: an Auto class, or a concrete model class.
+        dtype: one of `DTYPES`, or "auto" for the checkpoint's own.
+        device: as for `torch.device`; by default the GPU if there is one.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise PruningError(f"dtype={dtype!r} is unknown; use auto, {', '.join(DTYPES)}.")
+    place = _device(device)
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    model, info = _load(auto_class, name, dtype=wanted, output_loading_info=True)
+    return model.to(place).eval(), sorted(info["missing_keys"])
+
+
+def model_class_of(config: PreTrainedConfig) -> Any:
+    """The class that a checkpoint names as its architecture, else the headless Auto class."""
+    for name in config.architectures or []:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return AutoModel
+
+
+def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config, pruned as the config says, on the meta device: shapes without any memory."""
+    model_class = model_class_of(config)
+    with torch.device("meta"):
+        if model_class is AutoModel:
+            return AutoModel.from_config(config)
+        return model_class._from_config(config)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PruningError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _load(auto_class: Any, name: str, **settings: Any) -> Any:
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise PruningError(f"There is no folder {name}.")
+    try:
+        return auto_class.from_pretrained(name, **settings)
+    except PruningError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip() or "no reason given"
+        raise PruningError(f"{name} could not be loaded ({auto_class.__name__}): {reason.splitlines()[0]}") from error

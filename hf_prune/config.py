@@ -1,0 +1,250 @@
+"""Pruning configurations and the only registry: strategy name → (configuration, strategy)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from huggingface_hub import hf_hub_download
+from transformers.utils import PushToHubMixin
+
+from .errors import PruningError
+
+CONFIG_NAME = "pruning_config.json"
+
+_REGISTRY: dict[str, tuple[type[PruningConfig], Any]] = {}
+
+ConfigT = TypeVar("ConfigT", bound="PruningConfig")
+
+
+@dataclass
+class PruningConfig(PushToHubMixin):
+    """What every strategy's configuration shares; validated when it is made.
+
+    Attributes:
+        strategy: the strategy's registered name.
+    """
+
+    strategy: ClassVar[str] = ""
+
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Blocks that may be pruned: each entry is the end of a block's name ('layer.3.attention',"
+            " 'attention') or a regular expression for all of it. Default: every block."
+        },
+    )
+    exclude_modules: list[str] | None = field(
+        default=None, metadata={"help": "Blocks that must stay whole, written as in target_modules."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, [value])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings with the strategy's name, JSON-serialisable."""
+        return {"strategy": self.strategy, **asdict(self)}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes `pruning_config.json` into a directory."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf8")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> Self:
+        """Reads a configuration from a directory or a Hub repository.
+
+        Raises:
+            PruningError: no such file, or settings that this strategy does not have.
+        """
+        data = _read(name_or_path, hub_kwargs)
+        found = AutoPruningConfig.from_dict(data)
+        if not isinstance(found, cls):
+            raise PruningError(
+                f"{name_or_path} holds a {found.strategy!r} configuration, not one for {cls.__name__}."
+                " Use AutoPruningConfig.from_pretrained."
+            )
+        return found
+
+    def targets(self, keys: Sequence[str]) -> set[str]:
+        """Which of the blocks named `keys` may be pruned.
+
+        Raises:
+            PruningError: a pattern that matches nothing.
+        """
+        wanted = set(keys) if self.target_modules is None else _matching("target_modules", self.target_modules, keys)
+        if self.exclude_modules is not None:
+            wanted -= _matching("exclude_modules", self.exclude_modules, keys)
+        return wanted
+
+
+@dataclass
+class StructuredPruningConfig(PruningConfig):
+    """A configuration with a budget for structured units; exactly one budget is given.
+
+    `flops` and `params` are fractions of the dense model's attention and FFN cost to keep, `latency` a fraction of
+    its end-to-end forward time on this machine.
+    """
+
+    flops: float | None = field(default=None, metadata={"help": "Fraction of the attention+FFN FLOPs to keep."})
+    params: float | None = field(default=None, metadata={"help": "Fraction of the attention+FFN parameters to keep."})
+    latency: float | None = field(
+        default=None, metadata={"help": "Fraction of the dense model's forward time to keep, measured on this machine."}
+    )
+    latency_ms: float | None = field(
+        default=None, metadata={"help": "Forward time to reach in milliseconds, measured on this machine."}
+    )
+    sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens per sequence that costs are counted for. Default: the calibration data's mean."},
+    )
+    latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the forward pass that is timed."})
+    batch_size: int = field(default=32, metadata={"help": "Calibration examples per batch, where data comes as rows."})
+    round_to: int = field(
+        default=1, metadata={"help": "Keep widths that are multiples of this (8 or 64 for tensor cores)."}
+    )
+    uniform: bool = field(
+        default=False, metadata={"help": "Give every layer the same number of heads and of filters."}
+    )
+
+    BUDGETS: ClassVar[tuple[str, ...]] = ("flops", "params", "latency", "latency_ms")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: getattr(self, name) for name in self.BUDGETS if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise PruningError(
+                f"{type(self).__name__} needs exactly one budget out of {', '.join(self.BUDGETS)}; got"
+                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'none'}."
+            )
+        name, value = next(iter(given.items()))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise PruningError(f"{name}={value!r} must be a number above 0.")
+        if name != "latency_ms" and value > 1:
+            raise PruningError(f"{name}={value} must lie in (0, 1]: it is the fraction of the dense model to keep.")
+        for count in ("batch_size", "latency_batch_size", "round_to", "sequence_length"):
+            number = getattr(self, count)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise PruningError(f"{count}={number!r} must be a whole number of at least 1.")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The budget's keyword and value."""
+        return next((name, getattr(self, name)) for name in self.BUDGETS if getattr(self, name) is not None)
+
+
+class AutoPruningConfig:
+    """Finds the configuration class of a strategy by name, as transformers' Auto classes do."""
+
+    @staticmethod
+    def for_strategy(strategy: str, **settings: Any) -> PruningConfig:
+        """The configuration of a registered strategy.
+
+        Raises:
+            PruningError: an unknown strategy or setting, with near names.
+        """
+        return AutoPruningConfig.from_dict({"strategy": strategy, **settings})
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> PruningConfig:
+        """The inverse of `PruningConfig.to_dict`."""
+        settings = dict(data)
+        config_class = config_class_of(settings.pop("strategy", None))
+        known = [item.name for item in fields(config_class)]
+        for name in settings:
+            if name not in known:
+                raise PruningError(
+                    f"The {config_class.strategy!r} strategy has no setting {name!r}{_did_you_mean(name, known)}"
+                    f" It has {', '.join(known)}."
+                )
+        return config_class(**settings)
+
+    @staticmethod
+    def from_pretrained(name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> PruningConfig:
+        """Reads the configuration of whatever strategy from a directory or a Hub repository."""
+        return AutoPruningConfig.from_dict(_read(name_or_path, hub_kwargs))
+
+
+def register_strategy(config_class: type[ConfigT], strategy: Any) -> None:
+    """Makes a strategy known under its configuration's `strategy` name.
+
+    Args:
+        config_class: a dataclass derived from `PruningConfig`, with a `strategy` name of its own.
+        strategy: what carries it out: a `OneShotStrategy` (see `hf_prune.strategies.base`).
+
+    Raises:
+        PruningError: the name is empty or taken by another configuration class.
+    """
+    name = config_class.strategy
+    taken = _REGISTRY.get(name)
+    if not name or (taken is not None and taken[0] is not config_class):
+        raise PruningError(f"The strategy name {name!r} of {config_class.__name__} is empty or taken; choose another.")
+    _REGISTRY[name] = (config_class, strategy)
+
+
+def strategy_names() -> tuple[str, ...]:
+    """The registered strategies, in alphabetical order."""
+    return tuple(sorted(_REGISTRY))
+
+
+def config_class_of(name: str | None) -> type[PruningConfig]:
+    """The configuration class of a strategy; PruningError with near names if there is none."""
+    return _entry(name)[0]
+
+
+def strategy_for(config: PruningConfig) -> Any:
+    """The strategy that carries a configuration out."""
+    return _entry(config.strategy)[1]
+
+
+def _entry(name: str | None) -> tuple[type[PruningConfig], Any]:
+    if name not in _REGISTRY:
+        known = strategy_names()
+        raise PruningError(
+            f"Unknown pruning strategy {name!r}{_did_you_mean(str(name), known)} Known: {', '.join(known)}."
+        )
+    return _REGISTRY[str(name)]
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _read(name_or_path: str | os.PathLike[str], hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    path = Path(name_or_path) / CONFIG_NAME
+    if not Path(name_or_path).is_dir():
+        path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
+    if not path.is_file():
+        raise PruningError(f"{name_or_path} holds no {CONFIG_NAME}.")
+    data = json.loads(path.read_text(encoding="utf8"))
+    if not isinstance(data, dict):
+        raise PruningError(f"{path} must hold a JSON object, got {type(data).__name__}.")
+    return data
+
+
+def _matching(field_name: str, patterns: Sequence[str], keys: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {key for key in keys if key == pattern or key.endswith(f".{pattern}") or _full_match(pattern, key)}
+        if not hits:
+            raise PruningError(f"{field_name}: {pattern!r} matches no block. The blocks are {', '.join(keys)}.")
+        found |= hits
+    return found
+
+
+def _full_match(pattern: str, key: str) -> bool:
+    try:
+        return re.fullmatch(pattern, key) is not None
+    except re.error as error:
+        raise PruningError(f"{pattern!r} is neither the end of a block's name nor a regular expression: {error}.") from error

@@ -1,0 +1,99 @@
+"""Gates as mixins: `class MyBert(HeadGateMixin, BertForSequenceClassification)`.
+
+Thin classes over the functions. A gated model saves an ordinary checkpoint: under the original class's name, with the
+gates folded into the output projections, so that it loads as what it was in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .unit_gates import (
+    UnitGates,
+    add_filter_gates,
+    add_head_gates,
+    remove_filter_gates,
+    remove_head_gates,
+)
+
+if TYPE_CHECKING:
+    _Base = PreTrainedModel
+else:
+    _Base = object
+
+
+class GateMixin(_Base):
+    """What head and filter gates share: saving as the original class, with gates folded in."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """`PreTrainedModel.save_pretrained` as the ungated class; gates end up in the saved weights."""
+        if kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = self._folded_state_dict()
+        with self._as_original_class():
+            PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
+
+    def _folded_state_dict(self) -> dict[str, torch.Tensor]:
+        state = self.state_dict()
+        for slot in ("_head_gates", "_filter_gates"):
+            gates: UnitGates | None = self.__dict__.get(slot)
+            for block, value in zip(gates.blocks, gates.values, strict=True) if gates is not None else ():
+                name = f"{block.layer}.{block.output.path}.weight"
+                columns = value.detach().repeat_interleave(block.output.width)
+                state[name] = (state[name] * columns.to(state[name])).contiguous()
+        return state
+
+    @contextmanager
+    def _as_original_class(self) -> Iterator[None]:
+        """The class that transformers knows stands in while the architecture's name is taken from it."""
+        gated = type(self)
+        self.__class__ = _original_class(gated)
+        try:
+            yield
+        finally:
+            self.__class__ = gated
+
+
+class HeadGateMixin(GateMixin):
+    """Head gates on a model; see `add_head_gates`."""
+
+    def add_head_gates(self, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+        """Puts gates on every head."""
+        return add_head_gates(self, values)
+
+    def remove_head_gates(self) -> None:
+        """Takes them off again."""
+        remove_head_gates(self)
+
+    @property
+    def head_gates(self) -> UnitGates | None:
+        """The gates, if there are any."""
+        return self.__dict__.get("_head_gates")
+
+
+class FilterGateMixin(GateMixin):
+    """Filter gates on a model; see `add_filter_gates`."""
+
+    def add_filter_gates(self, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+        """Puts gates on every filter."""
+        return add_filter_gates(self, values)
+
+    def remove_filter_gates(self) -> None:
+        """Takes them off again."""
+        remove_filter_gates(self)
+
+    @property
+    def filter_gates(self) -> UnitGates | None:
+        """The gates, if there are any."""
+        return self.__dict__.get("_filter_gates")
+
+
+def _original_class(gated: type) -> type:
+    """The first base that is a transformers model and no gate mixin."""
+    return next(
+        base for base in gated.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, GateMixin)
+    )

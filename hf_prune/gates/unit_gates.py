@@ -1,0 +1,150 @@
+"""Gates on heads and filters: multipliers on the input of a block's output projection.
+
+Scaling a head's slice of the context equals scaling its attention probabilities, for every attention backend, and
+with dropout as well; scaling a filter is the FFN mask of Kwon et al. 2022 (section 3.1). A gate is a forward
+pre-hook, so nothing in the modelling code or in the state dict changes, and removing it leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, describe_model, linear_at
+from ..errors import PruningError
+
+
+class UnitGate:
+    """The multiplier on one block, called as a forward pre-hook of its output projection.
+
+    Attributes:
+        value: `[units]`, or `[examples, units]` for a gate per example.
+        width: columns per unit.
+    """
+
+    def __init__(self, value: torch.Tensor, width: int) -> None:
+        self.value = value
+        self.width = width
+
+    def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (gate_units(args[0], self.value, self.width), *args[1:])
+
+
+def gate_units(inputs: torch.Tensor, value: torch.Tensor, width: int) -> torch.Tensor:
+    """Multiplies the units of a projection's input by their gates.
+
+    Args:
+        inputs: `[rows, ..., units × width]`.
+        value: `[units]`, or `[examples, units]`; then `rows` must be a multiple of `examples`, with the rows of one
+            example next to each other (multiple choice and models that flatten batch and length do that).
+        width: columns per unit.
+    """
+    columns = value.to(inputs.dtype)
+    if width > 1:
+        columns = columns.repeat_interleave(width, dim=-1)
+    if columns.dim() == 2:
+        columns = columns.repeat_interleave(inputs.shape[0] // columns.shape[0], dim=0)
+        columns = columns.reshape(columns.shape[0], *(1,) * (inputs.dim() - 2), columns.shape[1])
+    return inputs * columns
+
+
+class UnitGates:
+    """Gates on several blocks of a model, until `remove()` is called.
+
+    Attributes:
+        blocks: the gated blocks.
+        gates: one `UnitGate` per block; assign to a gate's `value` to change it.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[Block], values: Iterable[torch.Tensor]) -> None:
+        self.blocks = tuple(blocks)
+        self.gates = [UnitGate(value, block.output.width) for block, value in zip(self.blocks, values, strict=True)]
+        self._handles = [
+            linear_at(model.get_submodule(block.layer), block.output).register_forward_pre_hook(gate)
+            for block, gate in zip(self.blocks, self.gates, strict=True)
+        ]
+
+    @property
+    def values(self) -> list[torch.Tensor]:
+        """The gates' values, one tensor per block."""
+        return [gate.value for gate in self.gates]
+
+    def remove(self) -> None:
+        """Takes the gates off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> UnitGates:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+
+def add_head_gates(model: PreTrainedModel, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+    """Puts a gate on every head (KV group) of a model.
+
+    Args:
+        model: a supported model.
+        values: one 1-D tensor per attention block (a mask or any multipliers), ones by default.
+
+    Returns:
+        The gates; a context manager that removes them at its end.
+
+    Raises:
+        PruningError: the values do not fit the blocks, or the model already has head gates.
+    """
+    return _add(model, "_head_gates", describe_model(model).attentions, values)
+
+
+def add_filter_gates(model: PreTrainedModel, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+    """Puts a gate on every filter of a model; see `add_head_gates`."""
+    return _add(model, "_filter_gates", describe_model(model).feed_forwards, values)
+
+
+def remove_head_gates(model: PreTrainedModel) -> None:
+    """Takes the head gates off, if there are any."""
+    _remove(model, "_head_gates")
+
+
+def remove_filter_gates(model: PreTrainedModel) -> None:
+    """Takes the filter gates off, if there are any."""
+    _remove(model, "_filter_gates")
+
+
+def _add(
+    model: PreTrainedModel, slot: str, blocks: Sequence[Block], values: Sequence[torch.Tensor] | None
+) -> UnitGates:
+    if slot in model.__dict__:
+        raise PruningError(f"{type(model).__name__} already has {slot[1:].replace('_', ' ')}. Remove them first.")
+    if values is None:
+        values = [torch.ones(block.units, device=_device(model, block)) for block in blocks]
+    _check_values(blocks, values)
+    gates = UnitGates(model, blocks, [value.to(_device(model, block)) for block, value in zip(blocks, values)])
+    model.__dict__[slot] = gates
+    return gates
+
+
+def _remove(model: PreTrainedModel, slot: str) -> None:
+    gates = model.__dict__.pop(slot, None)
+    if gates is not None:
+        gates.remove()
+
+
+def _device(model: nn.Module, block: Block) -> torch.device:
+    return linear_at(model.get_submodule(block.layer), block.output).weight.device
+
+
+def _check_values(blocks: Sequence[Block], values: Sequence[torch.Tensor]) -> None:
+    if len(values) != len(blocks):
+        raise PruningError(f"Got gates for {len(values)} blocks, but the model has {len(blocks)}.")
+    for block, value in zip(blocks, values, strict=True):
+        if value.shape[-1:] != (block.units,) or value.dim() > 2:
+            raise PruningError(
+                f"{block.key}: gates of shape {tuple(value.shape)} do not fit {block.units} units;"
+                f" expected [{block.units}] or [examples, {block.units}]."
+            )

@@ -1,0 +1,21 @@
+"""What repairs a cut without training."""
+
+from .mask_tuning import solve_mask_scales
+from .normal_equations import NormalEquations
+from .rearrange import rearrange_mask
+from .reconstruction import ReconstructionProblem, Repair, reconstruct
+from .refit import choose_ridge, refit_projection
+from .repairs import MaskTuner, refit_weights
+
+__all__ = [
+    "MaskTuner",
+    "NormalEquations",
+    "ReconstructionProblem",
+    "Repair",
+    "choose_ridge",
+    "reconstruct",
+    "rearrange_mask",
+    "refit_projection",
+    "refit_weights",
+    "solve_mask_scales",
+]

@@ -1,0 +1,117 @@
+"""Mask tuning: one scale per kept unit, by damped least squares (Kwon et al. 2022, section 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from ..errors import PruningError
+from .normal_equations import NormalEquations
+
+Solver = Literal["direct", "lsmr"]
+
+ACCEPTED_SCALE = 10.0
+
+
+def unit_equations(
+    equations: NormalEquations, weight: torch.Tensor, bias: torch.Tensor | None, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normal equations of the scales: AᵀA `[units, units]` and Aᵀb `[units]`, float64.
+
+    Column u of A holds unit u's contribution W_u h_u of every token and output dimension, flattened; it is never
+    formed: AᵀA = Σ over the width × width blocks of (WᵀW) ∘ (Σ h hᵀ).
+
+    Args:
+        equations: sums over tokens.
+        weight: the output projection, `[hidden, units × width]`.
+        bias: its bias, which the scales leave alone.
+        width: columns per unit.
+    """
+    weight = weight.double()
+    units = weight.shape[1] // width
+    overlap = (weight.T @ weight) * equations.gram[:-1, :-1]
+    gram = overlap.reshape(units, width, units, width).sum((1, 3))
+    cross = equations.cross[:-1]
+    if bias is not None:
+        cross = cross - equations.gram[:-1, -1:] * bias.double()
+    target = (cross * weight.T).sum(1).reshape(units, width).sum(1)
+    return gram, target
+
+
+def solve_mask_scales(
+    gram: torch.Tensor, target: torch.Tensor, damp: float = 1.0, solver: Solver = "direct"
+) -> torch.Tensor:
+    """Scales m = 1 + r with r = argmin ‖A r − (b − A·1)‖² + damp² ‖r‖².
+
+    Args:
+        gram: AᵀA, `[units, units]`.
+        target: Aᵀb, `[units]`.
+        damp: damping; the paper's value is 1.
+        solver: "direct" solves (AᵀA + damp² I) r = Aᵀb − AᵀA·1 in float64; "lsmr" runs the paper's iterative solver
+            (SciPy on the CPU, CuPy on CUDA) on a square factor of AᵀA, which gives the same iterates as A itself.
+
+    Returns:
+        `[units]`, float64.
+
+    Raises:
+        PruningError: the shapes do not fit, or "lsmr" on CUDA without CuPy.
+    """
+    if gram.dim() != 2 or gram.shape != (len(target), len(target)):
+        raise PruningError(f"gram {tuple(gram.shape)} and target {tuple(target.shape)} do not fit: [n, n] and [n].")
+    gram, target = gram.double(), target.double()
+    rest = target - gram.sum(1)
+    if solver == "lsmr":
+        return 1 + _lsmr(gram, rest, damp)
+    if solver != "direct":
+        raise PruningError(f"solver={solver!r} is unknown; use 'direct' or 'lsmr'.")
+    damped = gram + damp**2 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return 1 + solve_positive(damped, rest[:, None])[:, 0]
+
+
+def solve_positive(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solves `matrix @ x = right` for a positive semi-definite float64 matrix; least-norm where it is singular."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) == 0:
+        solution = torch.cholesky_solve(right, factor)
+        if torch.isfinite(solution).all():
+            return solution
+    values, vectors = torch.linalg.eigh(matrix)
+    cutoff = values[-1:].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    inverse = torch.where(values > cutoff, 1 / values, 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ right))
+
+
+def acceptable(scales: torch.Tensor) -> bool:
+    """Whether the scales are finite and within [−10, 10], the range the paper accepts."""
+    return bool(torch.isfinite(scales).all() and (scales.abs() <= ACCEPTED_SCALE).all())
+
+
+def _lsmr(gram: torch.Tensor, rest: torch.Tensor, damp: float) -> torch.Tensor:
+    """LSMR on the square root S of AᵀA (SᵀS = AᵀA, Sᵀc = rest): as many rows as units instead of tokens × hidden."""
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp(min=0)
+    cutoff = values[-1:] * len(values) * torch.finfo(values.dtype).eps
+    root = values.sqrt()
+    factor = root[:, None] * vectors.T
+    right = torch.where(values > cutoff, 1 / root, 0.0) * (vectors.T @ rest)
+    to_array, lsmr, to_tensor = _lsmr_backend(gram.device)
+    # SciPy stops after n iterations by default, which is too early for most blocks; CuPy's default is 5 n.
+    solution = lsmr(to_array(factor), to_array(right), damp=damp, maxiter=5 * len(gram))[0]
+    return to_tensor(solution)
+
+
+def _lsmr_backend(device: torch.device) -> tuple[Any, Any, Any]:
+    """How to hand a tensor over, the solver, and how to take its result back, for a device."""
+    if device.type != "cuda":
+        from scipy.sparse.linalg import lsmr
+
+        return (lambda tensor: tensor.cpu().numpy()), lsmr, (lambda array: torch.from_numpy(array).to(device))
+    try:
+        import cupy
+        from cupyx.scipy.sparse.linalg import lsmr
+    except ImportError as error:
+        raise PruningError(
+            "solver='lsmr' on CUDA needs CuPy: pip install 'hf-prune[cuda12]' (or cuda13), or use solver='direct'."
+        ) from error
+    return cupy.from_dlpack, lsmr, torch.from_dlpack

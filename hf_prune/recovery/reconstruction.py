@@ -1,0 +1,131 @@
+"""Layer-wise reconstruction: from the first sublayer to the last, each cut is followed by its repair.
+
+The target of a block is the original model's residual stream after it, minus what the stream of the cut model brings
+along on its own (Kwon et al. 2022, Eq. 12), so that a repair also makes up for what earlier cuts left behind.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy, linear_at
+from ..anatomy.cut import UndoLog, cut_block
+from ..calibration import Batch, CalibrationData
+from ..scores.gradients import frozen
+from .normal_equations import NormalEquations
+from .streams import Stream, accumulation_dtype, block_inputs, dense_targets, open_streams, valid_rows
+
+# Every fourth batch is held out for choosing regularisation; the final solve uses all of them.
+HELD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Repair:
+    """New weights of a block's output projection on its kept units.
+
+    Attributes:
+        weight: `[hidden, kept units × width]`.
+        bias: `[hidden]`, or None where the projection has none.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class ReconstructionProblem:
+    """One block's least-squares problem.
+
+    Attributes:
+        block: the block, as in the dense model.
+        weight, bias: its output projection on the kept units.
+        fit, held_out: sums over two disjoint sets of calibration tokens.
+    """
+
+    block: Block
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    fit: NormalEquations
+    held_out: NormalEquations
+
+
+Solve = Callable[[ReconstructionProblem], Repair | None]
+
+
+def reconstruct(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    units: dict[str, Sequence[int]],
+    data: CalibrationData,
+    batches: Iterable[Batch],
+    solve: Solve,
+    progress: Callable[[str], None] = lambda key: None,
+) -> dict[str, Repair]:
+    """Repairs every block in the order in which they run.
+
+    Args:
+        model: the dense model; it is not changed.
+        anatomy: from `describe_model`.
+        units: kept units of each block, by key.
+        data: sums over processes go through it.
+        batches: this process's calibration batches; labels are not used.
+        solve: turns a block's problem into its repair, or None to leave the block as it is.
+        progress: called with each block's key when it is done.
+
+    Returns:
+        The repairs by block key.
+    """
+    repairs: dict[str, Repair] = {}
+    with frozen(model), torch.no_grad():
+        streams = open_streams(model, anatomy.layers, batches)
+        for name in anatomy.layers:
+            original = model.get_submodule(name)
+            blocks = anatomy.blocks_of_layer(name)
+            targets = [dense_targets(original, blocks, stream) for stream in streams]
+            pruned = _cut_copy(original, blocks, units)
+            for index, block in enumerate(blocks):
+                problem = _problem(pruned, block, [target[index] for target in targets], streams, data)
+                repair = solve(problem)
+                if repair is not None:
+                    _apply(linear_at(pruned, block.output), repair)
+                    repairs[block.key] = repair
+                progress(block.key)
+            for stream in streams:
+                stream.pruned = stream.calls.pop(0).run(pruned, stream.pruned)
+    return repairs
+
+
+def _cut_copy(original: nn.Module, blocks: Sequence[Block], units: dict[str, Sequence[int]]) -> nn.Module:
+    """A copy of one layer, cut to the kept units."""
+    layer = copy.deepcopy(original)
+    for block in blocks:
+        cut_block(layer, block, units[block.key], UndoLog())
+    return layer
+
+
+def _problem(
+    layer: nn.Module, block: Block, targets: Sequence[torch.Tensor], streams: Sequence[Stream], data: CalibrationData
+) -> ReconstructionProblem:
+    projection = linear_at(layer, block.output)
+    hidden, columns = projection.weight.shape
+    parts = [NormalEquations.zeros(columns, hidden, projection.weight.device) for _ in range(2)]
+    for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
+        inputs, rest = block_inputs(layer, block, stream)
+        held_out = len(streams) > 1 and index % HELD_OUT_EVERY == 1
+        parts[held_out].add(inputs, valid_rows(accumulation_dtype(target), stream.valid) - rest)
+    for part in parts:
+        for tensor in part.tensors():
+            data.sum(tensor)
+    return ReconstructionProblem(block, projection.weight, projection.bias, *parts)
+
+
+def _apply(projection: nn.Linear, repair: Repair) -> None:
+    projection.weight.copy_(repair.weight)
+    if repair.bias is not None:
+        projection.bias.copy_(repair.bias)

@@ -1,0 +1,75 @@
+"""Puts a report together from the model before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..anatomy import ModelAnatomy
+from ..budget import flops_per_unit
+from ..config import PruningConfig
+from ..surgery import PruningPlan
+from .report import BlockReport, LatencySetting, PruningReport, Size
+
+
+def block_reports(anatomy: ModelAnatomy, plan: PruningPlan, sequence_length: int) -> tuple[BlockReport, ...]:
+    """One entry per block of the model that was pruned."""
+    return tuple(
+        BlockReport(
+            key=block.key,
+            kind=block.kind,
+            dense_units=block.units,
+            kept_units=plan.count(block),
+            kept=plan.units(block),
+            flops_per_unit=flops_per_unit(block, sequence_length),
+            parameters_per_unit=block.parameters_per_unit,
+        )
+        for block in anatomy.blocks
+    )
+
+
+def build_report(
+    *,
+    model: PreTrainedModel,
+    config: PruningConfig,
+    blocks: Sequence[BlockReport],
+    sequence_length: int,
+    dense_parameters: int,
+    latencies: tuple[float, float] | None = None,
+    latency_setting: LatencySetting | None = None,
+    stages: Mapping[str, float] | None = None,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    notes: Sequence[str] = (),
+) -> PruningReport:
+    """The report of a finished cut; `model` is the pruned model, `blocks` from `block_reports`."""
+    dense_latency, pruned_latency = latencies or (None, None)
+    return PruningReport(
+        model_name=str(model.config._name_or_path or type(model).__name__),
+        model_type=model.config.model_type,
+        strategy=config.to_dict(),
+        sequence_length=sequence_length,
+        dense=Size(
+            flops=sum(row.dense_units * row.flops_per_unit for row in blocks),
+            unit_parameters=sum(row.dense_units * row.parameters_per_unit for row in blocks),
+            parameters=dense_parameters,
+            latency=dense_latency,
+        ),
+        pruned=Size(
+            flops=sum(row.kept_units * row.flops_per_unit for row in blocks),
+            unit_parameters=sum(row.kept_units * row.parameters_per_unit for row in blocks),
+            parameters=count_parameters(model),
+            latency=pruned_latency,
+        ),
+        blocks=tuple(blocks),
+        stages=dict(stages or {}),
+        latency_setting=latency_setting,
+        metrics={name: dict(values) for name, values in (metrics or {}).items()},
+        notes=tuple(notes),
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """All parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,45 @@
+"""Metrics of a model on evaluation data, by transformers' own evaluation loop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    eval_dataset: Any,
+    compute_metrics: Callable[[Any], dict[str, float]] | None,
+    data_collator: Any = None,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """The loss, and whatever `compute_metrics` makes of an `EvalPrediction`.
+
+    Args:
+        model: a model with a task head.
+        eval_dataset: tokenised rows with labels.
+        compute_metrics: as for `Trainer`.
+        data_collator: as for `Trainer`.
+        batch_size: rows per batch.
+    """
+    training = model.training
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_eval_batch_size=batch_size,
+            report_to=[],
+            use_cpu=model.device.type == "cpu",
+            disable_tqdm=None,
+        )
+        trainer = Trainer(model, arguments, data_collator=data_collator, compute_metrics=compute_metrics)
+        measured = trainer.evaluate(eval_dataset)
+    model.train(training)
+    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    return {
+        name.removeprefix("eval_"): float(value)
+        for name, value in measured.items()
+        if name not in timing and isinstance(value, (int, float))
+    }

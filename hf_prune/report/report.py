@@ -1,0 +1,187 @@
+"""What pruning did to a model, as data: written next to the checkpoint, printed, plotted and put on the card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import PruningError
+
+KINDS = ("attention", "feed_forward")
+
+_NOT_A_REPORT = "This is not a pruning report as written to pruning_report.json"
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block before and after.
+
+    Attributes:
+        key: the block's name.
+        kind: "attention" or "feed_forward".
+        dense_units, kept_units: heads (KV groups) or filters.
+        kept: indices of the kept units, counted in the model that was pruned.
+        flops_per_unit: floating-point operations of one unit for one sequence.
+        parameters_per_unit: parameters that belong to one unit.
+
+    Raises:
+        PruningError: an unknown kind, or kept indices that are out of range, unordered or not as many as `kept_units`.
+    """
+
+    key: str
+    kind: str
+    dense_units: int
+    kept_units: int
+    kept: tuple[int, ...]
+    flops_per_unit: int
+    parameters_per_unit: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PruningError(f"{self.key}: the kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        ascending = all(before < after for before, after in zip(self.kept, self.kept[1:], strict=False))
+        in_range = all(isinstance(unit, int) and 0 <= unit < self.dense_units for unit in self.kept)
+        if not ascending or not in_range or len(self.kept) != self.kept_units:
+            raise PruningError(
+                f"{self.key}: the kept indices must be {self.kept_units} ascending numbers from 0 to"
+                f" {self.dense_units - 1}, got {len(self.kept)}: {str(list(self.kept))[:80]}."
+            )
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs.
+
+    Attributes:
+        flops: of attention and FFN, for one sequence of the report's length.
+        unit_parameters: parameters of attention and FFN that belong to prunable units.
+        parameters: all parameters of the model.
+        latency: median seconds of a forward pass in the report's latency setting, or None if not measured.
+    """
+
+    flops: int
+    unit_parameters: int
+    parameters: int
+    latency: float | None = None
+
+
+@dataclass(frozen=True)
+class LatencySetting:
+    """Under what conditions a latency was measured."""
+
+    batch_size: int
+    sequence_length: int
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Before and after.
+
+    Attributes:
+        model_name: name or path of the dense model.
+        model_type: its family.
+        strategy: the strategy's name, under "strategy", and settings, as `PruningConfig.to_dict` gives them.
+        sequence_length: tokens per sequence that FLOPs are counted for.
+        dense, pruned: sizes before and after.
+        blocks: every block, in the order in which they run.
+        stages: seconds spent in each stage (the paper's Table 5).
+        latency_setting: conditions of the latencies, or None if none was measured.
+        metrics: `{"dense": {...}, "pruned": {...}}` on the evaluation data, empty without any.
+        notes: what a reader should know (a stage that stopped early, a search gap).
+    """
+
+    model_name: str
+    model_type: str
+    strategy: Mapping[str, Any]
+    sequence_length: int
+    dense: Size
+    pruned: Size
+    blocks: tuple[BlockReport, ...]
+    stages: Mapping[str, float] = field(default_factory=dict)
+    latency_setting: LatencySetting | None = None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def short_name(self) -> str:
+        """The dense model's name without owner or folders."""
+        return self.model_name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or self.model_type
+
+    @property
+    def strategy_name(self) -> str:
+        """The registered name of the strategy."""
+        return str(self.strategy["strategy"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruningReport:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PruningError: fields are missing or unknown, or hold something else than they should.
+        """
+        if not isinstance(data, Mapping):
+            raise PruningError(f"{_NOT_A_REPORT}: it is a {type(data).__name__}, not a dictionary.")
+        try:
+            values = dict(data)
+            setting = values.get("latency_setting")
+            values |= {
+                "dense": Size(**values["dense"]),
+                "pruned": Size(**values["pruned"]),
+                "blocks": tuple(BlockReport(**{**row, "kept": tuple(row["kept"])}) for row in values["blocks"]),
+                "latency_setting": LatencySetting(**setting) if setting else None,
+                "notes": tuple(values.get("notes", ())),
+            }
+            report = cls(**values)
+            _check_values(report)
+        except KeyError as error:
+            raise PruningError(f"{_NOT_A_REPORT}: it lacks {error}.") from error
+        except (AttributeError, TypeError) as error:
+            raise PruningError(f"{_NOT_A_REPORT}: {error}.") from error
+        return report
+
+    def to_markdown(self) -> str:
+        """The summary and the per-block table as Markdown."""
+        from .tables import report_markdown
+
+        return report_markdown(self)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A heat map of what was kept, as a matplotlib figure; also written to `path` if one is given.
+
+        Raises:
+            PruningError: matplotlib is not installed.
+        """
+        from .plots import plot_kept_units
+
+        return plot_kept_units(self, path)
+
+
+def _check_values(report: PruningReport) -> None:
+    """Refuses a report from a file that would fail only when it is shown."""
+    if not isinstance(report.strategy, Mapping) or "strategy" not in report.strategy:
+        raise PruningError(f"{_NOT_A_REPORT}: strategy must hold a 'strategy' name, got {str(report.strategy)[:80]}.")
+    for text in (report.model_name, report.model_type, *(block.key for block in report.blocks)):
+        if not isinstance(text, str):
+            raise PruningError(f"{_NOT_A_REPORT}: names must be text, got {str(text)[:80]}.")
+    groups: list[tuple[str, Mapping[str, Any]]] = [
+        ("report", {"sequence_length": report.sequence_length}),
+        ("stages", report.stages),
+    ]
+    groups += [("dense", vars(report.dense)), ("pruned", vars(report.pruned)), *report.metrics.items()]
+    counts = ("dense_units", "flops_per_unit", "parameters_per_unit")
+    groups += [(block.key, {name: getattr(block, name) for name in counts}) for block in report.blocks]
+    for group, values in groups:
+        for name, value in values.items():
+            optional = name == "latency" and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise PruningError(f"{_NOT_A_REPORT}: {group} {name} must be a number, got {str(value)[:80]!r}.")

@@ -1,0 +1,106 @@
+"""What `prune_model` returns, and how it is written: a whole folder or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from ..config import PruningConfig
+from ..surgery import PruningPlan
+from .card import pruned_model_card
+from .report import PruningReport
+
+PLAN_FILE = "pruning_plan.safetensors"
+REPORT_FILE = "pruning_report.json"
+PLOT_FILE = "pruning.png"
+
+
+@dataclass
+class PruningResult:
+    """A pruned model with everything that is known about the cut.
+
+    Attributes:
+        model: the pruned model (the object that was passed in).
+        plan: which units stayed, counted in the model as it was passed in.
+        report: costs, metrics and times before and after.
+        config: the configuration that asked for it.
+    """
+
+    model: PreTrainedModel
+    plan: PruningPlan
+    report: PruningReport
+    config: PruningConfig
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, tokenizer: Any = None, **kwargs: Any) -> None:
+        """Writes the model, its card and the side files.
+
+        Everything is written beside the target and moved there when it is complete: a failed or interrupted call
+        leaves no half-written folder.
+
+        Args:
+            save_directory: where to; files of the same name are replaced.
+            tokenizer: a tokenizer or processor to save along, so that `pipeline` finds it.
+            **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …).
+        """
+        with _complete_or_nothing(Path(save_directory)) as folder:
+            self.model.save_pretrained(folder, **kwargs)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            self.config.save_pretrained(folder)
+            kept = {key: torch.tensor(units, dtype=torch.int32) for key, units in self.plan.kept.items()}
+            save_file(kept, folder / PLAN_FILE, metadata={"counted_in": "the model that was pruned"})
+            text = json.dumps(self.report.to_dict(), indent=2) + "\n"
+            (folder / REPORT_FILE).write_text(text, encoding="utf8")
+            if find_spec("matplotlib") is not None:
+                self.report.plot(str(folder / PLOT_FILE))
+            pruned_model_card(self.report, self.model).save(folder / "README.md")
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
+        """Uploads what `save_pretrained` writes, as one commit.
+
+        Args:
+            repo_id: "name" or "organisation/name"; the repository is created if it does not exist.
+            private: whether a new repository is private.
+            token: a Hub token; by default the one that is logged in.
+            **kwargs: for `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, **kwargs)
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload pruned model")
+        return str(commit.commit_url)
+
+
+@contextmanager
+def _complete_or_nothing(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` whose files are moved there once the block has ended well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            for file in temporary.iterdir():
+                os.replace(file, target / file.name)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,14 @@
+"""How important each unit is."""
+
+from .gradients import GradientRows, fisher_gradients, frozen, iterate_gradients
+from .importance import fisher_scores, gradient_scores, magnitude_scores
+
+__all__ = [
+    "GradientRows",
+    "fisher_gradients",
+    "fisher_scores",
+    "frozen",
+    "gradient_scores",
+    "iterate_gradients",
+    "magnitude_scores",
+]

@@ -1,0 +1,163 @@
+"""Per-example gradients of the loss with respect to every head's and filter's gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy, describe_model
+from ..calibration import Batch, example_count, valid_tokens
+from ..errors import PruningError
+from ..gates.unit_gates import UnitGates
+from .per_example_loss import PerExampleLoss
+
+
+@dataclass
+class GradientRows:
+    """The gate gradients of one block, bounded in memory.
+
+    `matrix()` has the same Gram matrix as the stack of all rows that were added, which is all that Fisher scores and
+    rearrangement need; once there are more than twice as many rows as units, they are replaced by the triangular
+    factor of their QR decomposition.
+    """
+
+    units: int
+    examples: int = 0
+    absolute_sum: torch.Tensor | None = None
+    _parts: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds gradients `[examples, units]`."""
+        rows = rows.detach().float()
+        magnitude = rows.abs().sum(0).double()
+        self.absolute_sum = magnitude if self.absolute_sum is None else self.absolute_sum + magnitude
+        self.examples += len(rows)
+        self._parts.append(rows)
+        if sum(map(len, self._parts)) > 2 * max(self.units, 256):
+            self._parts = [torch.linalg.qr(torch.cat(self._parts).double(), mode="r").R.float()]
+
+    def matrix(self) -> torch.Tensor:
+        """`[rows, units]`, float32."""
+        if not self._parts:
+            return torch.zeros(0, self.units)
+        return torch.cat(self._parts)
+
+
+def fisher_gradients(
+    model: PreTrainedModel, batches: Iterable[Batch], anatomy: ModelAnatomy | None = None
+) -> dict[str, list[torch.Tensor]]:
+    """Gradients of each example's own loss with respect to each gate, at gates of one.
+
+    One backward pass per batch, with weights frozen and dropout off, equal to running one example at a time. Losses
+    that average over tokens are averaged per example (Kwon et al. 2022, Eq. 5; the authors' code averages over
+    batches instead).
+
+    Args:
+        model: a supported model with a task head that returns a loss.
+        batches: dictionaries of tensors with labels, on the model's device.
+        anatomy: from `describe_model`, if at hand.
+
+    Returns:
+        `{"heads": [...], "filters": [...]}`, one float32 tensor `[examples, units]` per block.
+
+    Raises:
+        PruningError: no loss (labels missing), a loss that is not finite, or one that couples the examples of a batch.
+    """
+    anatomy = anatomy or describe_model(model)
+    rows: list[list[torch.Tensor]] = [[] for _ in anatomy.blocks]
+    for gradients in iterate_gradients(model, anatomy, batches):
+        for store, gradient in zip(rows, gradients, strict=True):
+            store.append(gradient.float())
+    stacked = {block.key: torch.cat(store) for block, store in zip(anatomy.blocks, rows, strict=True)}
+    return {
+        "heads": [stacked[block.key] for block in anatomy.attentions],
+        "filters": [stacked[block.key] for block in anatomy.feed_forwards],
+    }
+
+
+def iterate_gradients(
+    model: PreTrainedModel, anatomy: ModelAnatomy, batches: Iterable[Batch]
+) -> Iterator[list[torch.Tensor]]:
+    """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`."""
+    with frozen(model):
+        for index, batch in enumerate(batches):
+            if index == 0:
+                _check_independence(model, anatomy, batch)
+            gates, loss = _gated_loss(model, anatomy.blocks, batch)
+            if not torch.isfinite(loss.total):
+                raise PruningError(
+                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half precision,"
+                    " labels out of range, or NaN in the inputs."
+                )
+            yield list(torch.autograd.grad(loss.total, gates))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with weights that need no gradient; both are restored."""
+    training = {module: module.training for module in model.modules()}
+    needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in needs_grad:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needs_grad:
+            parameter.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@dataclass
+class _Loss:
+    total: torch.Tensor
+    terms: list[torch.Tensor]
+
+
+def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch) -> tuple[list[torch.Tensor], _Loss]:
+    """The summed per-example loss of a batch, and the per-example gates that it depends on."""
+    examples = example_count(batch)
+    tokens = valid_tokens(batch).sum(1)
+    gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in blocks]
+    mode = PerExampleLoss(examples, tokens if len(tokens) == examples else tokens.reshape(examples, -1).sum(1))
+    with torch.enable_grad(), UnitGates(model, blocks, gates), mode:
+        loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise PruningError(
+            f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
+            " missing. Add the label column, or choose a score that needs none (importance='magnitude')."
+        )
+    if not mode.terms and examples > 1:
+        raise PruningError(
+            f"The loss of {type(model).__name__} is none of the known averaging losses, so it cannot be split by"
+            " example. Use a calibration batch size of 1 or importance='magnitude'."
+        )
+    return gates, _Loss(loss.sum(), mode.terms)
+
+
+def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> None:
+    """Refuses losses in which one example's value depends on another's (contrastive losses, batch norms)."""
+    examples = example_count(batch)
+    if examples < 2:
+        return
+    pair = {key: value[:2] if _has_rows(value, examples) else value for key, value in batch.items()}
+    gates, loss = _gated_loss(model, anatomy.blocks, pair)
+    first = torch.stack([term[0] for term in loss.terms]).sum()
+    if not first.requires_grad:
+        return
+    for gradient in torch.autograd.grad(first, gates, allow_unused=True):
+        if gradient is not None and gradient[1:].any():
+            raise PruningError(
+                f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"
+                " exist. Use importance='magnitude', or a head whose loss is a sum over examples."
+            )
+
+
+def _has_rows(value: object, examples: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == examples

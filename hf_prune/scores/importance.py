@@ -1,0 +1,44 @@
+"""Scores of heads and filters: how much the loss is expected to suffer when a unit goes.
+
+Each function gives one non-negative float64 tensor per block; the units of all blocks are comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..anatomy import Block, linear_at
+
+
+def fisher_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Diagonal of the empirical Fisher information (Kwon et al. 2022, Eq. 5–7), up to the number of examples.
+
+    Args:
+        gradients: one `[examples, units]` tensor per block, or any matrix with the same Gram matrix.
+    """
+    return [gradient.double().square().sum(0) for gradient in gradients]
+
+
+def gradient_scores(absolute_sums: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """First-order scores: the sum over examples of |∂loss/∂gate| (the gradient baseline of Kwon et al., A.11).
+
+    Args:
+        absolute_sums: Σ|gradient| over examples, `[units]` per block.
+    """
+    return [total.double() for total in absolute_sums]
+
+
+def magnitude_scores(model: nn.Module, blocks: Sequence[Block]) -> list[torch.Tensor]:
+    """Weight magnitude: Σ|w| over every weight that belongs to a unit (the magnitude baseline of Kwon et al., A.11)."""
+    return [_magnitude(model.get_submodule(block.layer), block) for block in blocks]
+
+
+def _magnitude(layer: nn.Module, block: Block) -> torch.Tensor:
+    total = torch.zeros(block.units, dtype=torch.float64, device=linear_at(layer, block.output).weight.device)
+    for projection in block.projections:
+        weight = linear_at(layer, projection).weight.detach().double().abs()
+        total += weight.sum(1 - projection.axis).reshape(block.units, projection.width).sum(1)
+    return total

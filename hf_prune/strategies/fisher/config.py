@@ -1,0 +1,55 @@
+"""Settings of fast post-training pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...config import StructuredPruningConfig
+from ...errors import PruningError
+
+_CHOICES = {
+    "importance": ("fisher", "gradient", "magnitude"),
+    "recovery": ("weights", "mask_tuning", "none"),
+    "solver": ("direct", "lsmr"),
+}
+
+
+@dataclass
+class FisherPruningConfig(StructuredPruningConfig):
+    """Fast post-training pruning of heads and filters (Kwon et al. 2022): no training, minutes, one budget.
+
+    The paper's own pipeline is `recovery="mask_tuning"`; the default refits the output projections instead, which
+    loses less accuracy.
+    """
+
+    strategy: ClassVar[str] = "fisher"
+
+    importance: str = field(
+        default="fisher",
+        metadata={"help": "Score of a unit: 'fisher' (squared gradients), 'gradient' or 'magnitude'."},
+    )
+    rearrange: bool = field(
+        default=True, metadata={"help": "Reselect units within each block with the full Fisher matrix."}
+    )
+    recovery: str = field(
+        default="weights",
+        metadata={"help": "Repair without training: 'weights' (refit), 'mask_tuning' (the paper's) or 'none'."},
+    )
+    solver: str = field(
+        default="direct", metadata={"help": "Mask tuning's solver: 'direct' or 'lsmr' (SciPy; CuPy on CUDA)."}
+    )
+    damp: float = field(default=1.0, metadata={"help": "Damping of mask tuning."})
+    refit_examples: int | None = field(
+        default=512, metadata={"help": "Calibration examples used for the repair; None for all."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise PruningError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
+        if not self.damp >= 0:
+            raise PruningError(f"damp={self.damp} must be at least 0.")
+        if self.refit_examples is not None and self.refit_examples < 1:
+            raise PruningError(f"refit_examples={self.refit_examples} must be at least 1, or None for all.")

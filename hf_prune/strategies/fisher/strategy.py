@@ -1,0 +1,104 @@
+"""Fast post-training pruning: gradients → search → rearrangement → repair, each step a room of its own."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
+
+from ...anatomy import ModelAnatomy
+from ...budget import select_units
+from ...calibration import CalibrationData
+from ...recovery import MaskTuner, Repair, reconstruct, refit_weights
+from ...recovery.rearrange import rearrange_with_gram
+from ...report.clock import StageClock
+from ...scores import GradientRows, fisher_scores, gradient_scores, iterate_gradients, magnitude_scores
+from ...surgery import PruningPlan
+from ..base import Cut
+from .config import FisherPruningConfig
+
+
+def prune_by_fisher(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: FisherPruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+) -> Cut:
+    """Decides which heads and filters go, and repairs what stays (Kwon et al. 2022, Figure 2)."""
+    rows: dict[str, GradientRows] = {}
+    with clock("gradients"):
+        sequence_length = config.sequence_length or data.sequence_length()
+        if config.importance != "magnitude" or config.rearrange:
+            rows = _collect_gradients(model, anatomy, data)
+        scores = _scores(model, anatomy, config, rows, data)
+    with clock("search"):
+        selection = select_units(model, anatomy, scores, config, data, sequence_length)
+    masks = selection.masks
+    if config.rearrange:
+        with clock("rearrangement"):
+            masks = {key: rearrange_with_gram(mask, _gram(rows[key], data)) for key, mask in masks.items()}
+    plan = PruningPlan.from_masks(anatomy.blocks, [masks[block.key] for block in anatomy.blocks])
+    notes = list(selection.notes)
+    with clock("repair"):
+        repairs = _repair(model, anatomy, config, data, plan, notes)
+    return Cut(plan, sequence_length, repairs, tuple(notes))
+
+
+def _collect_gradients(
+    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData
+) -> dict[str, GradientRows]:
+    rows = {block.key: GradientRows(block.units) for block in anatomy.blocks}
+    for gradients in iterate_gradients(model, anatomy, tqdm(data, desc="Gate gradients", unit="batch")):
+        for block, gradient in zip(anatomy.blocks, gradients, strict=True):
+            rows[block.key].add(gradient)
+    return rows
+
+
+def _scores(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: FisherPruningConfig,
+    rows: dict[str, GradientRows],
+    data: CalibrationData,
+) -> dict[str, torch.Tensor]:
+    """One score tensor per block, the same on every process."""
+    if config.importance == "magnitude":
+        scores = magnitude_scores(model, anatomy.blocks)
+    elif config.importance == "gradient":
+        scores = [data.sum(score) for score in gradient_scores([rows[block.key].absolute_sum for block in anatomy.blocks])]
+    else:
+        scores = [data.sum(score) for score in fisher_scores([rows[block.key].matrix() for block in anatomy.blocks])]
+    return {block.key: score for block, score in zip(anatomy.blocks, scores, strict=True)}
+
+
+def _gram(rows: GradientRows, data: CalibrationData) -> torch.Tensor:
+    matrix = rows.matrix().double()
+    return data.sum(matrix.T @ matrix)
+
+
+def _repair(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: FisherPruningConfig,
+    data: CalibrationData,
+    plan: PruningPlan,
+    notes: list[str],
+) -> dict[str, Repair]:
+    if config.recovery == "none":
+        return {}
+    tuner = MaskTuner(config.solver, config.damp) if config.recovery == "mask_tuning" else None
+    units = {block.key: plan.units(block) for block in anatomy.blocks}
+    with tqdm(total=len(anatomy.blocks), desc="Repair", unit="block") as bar:
+        repairs = reconstruct(
+            model,
+            anatomy,
+            units,
+            data,
+            data.take(config.refit_examples),
+            tuner or refit_weights,
+            progress=lambda key: bar.update(),
+        )
+    if tuner is not None and tuner.stopped_at is not None:
+        notes.append(f"Mask tuning stopped at {tuner.stopped_at}, whose scales left [-10, 10] (as the paper does).")
+    return repairs

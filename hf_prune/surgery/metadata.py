@@ -1,0 +1,139 @@
+"""The `pruning` key of a pruned model's config: what is written, and how it is checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy
+from ..errors import PruningError
+from .plan import PruningPlan
+
+FORMAT_VERSION = 1
+KEY = "pruning"
+FIELDS = {"format", "library", "blocks", "strategy", "cost", "metrics"}
+
+
+def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
+    """The pruning metadata in a config, or None.
+
+    Raises:
+        PruningError: there is some, but of an unknown format or with fields missing or foreign.
+    """
+    data = getattr(config, KEY, None)
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        raise PruningError(f"config.{KEY} must be a dictionary, got {type(data).__name__}: {str(data)[:80]!r}.")
+    if data.get("library", "hf_prune") != "hf_prune":
+        return None
+    missing = {"format", "blocks"} - set(data)
+    foreign = set(data) - FIELDS
+    if missing or foreign:
+        problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {', '.join(sorted(foreign))}"
+        raise PruningError(f"config.{KEY} {problem}; known fields are {', '.join(sorted(FIELDS))}.")
+    if data["format"] != FORMAT_VERSION:
+        raise PruningError(
+            f"config.{KEY} has format {data['format']!r}, and this hf_prune reads format {FORMAT_VERSION}."
+            " Install the hf_prune that wrote the checkpoint."
+        )
+    if not isinstance(data["blocks"], Mapping):
+        raise PruningError(f"config.{KEY}['blocks'] must be a dictionary, got {type(data['blocks']).__name__}.")
+    return data
+
+
+def block_sizes(data: Mapping[str, Any], blocks: Mapping[str, Block]) -> dict[str, int]:
+    """The number of units of every block, checked against the blocks that the config builds.
+
+    Args:
+        data: from `pruning_of`.
+        blocks: the blocks of the freshly built (dense) model, by local key.
+
+    Raises:
+        PruningError: a block that the model lacks, or a size that is not a whole number from 0 to the dense size.
+    """
+    sizes = {}
+    for key, entry in data["blocks"].items():
+        if key not in blocks:
+            raise PruningError(
+                f"config.{KEY} names the block {str(key)[:100]!r}, which a model with this config does not have;"
+                f" it has {', '.join(list(blocks)[:4])} …"
+            )
+        dense = blocks[key].units
+        if not isinstance(entry, Mapping) or {"kept", "of"} - set(entry) or set(entry) - {"kept", "of", "heads"}:
+            raise PruningError(f"config.{KEY}: {key} must have 'kept' and 'of' (and 'heads'), got {str(entry)[:100]}.")
+        kept, of = entry["kept"], entry["of"]
+        if not _is_size(kept) or not _is_size(of) or kept > of:
+            raise PruningError(f"config.{KEY}: {key} keeps {kept!r} of {of!r} units; 0 ≤ kept ≤ of is needed.")
+        if dense not in (of, kept):
+            raise PruningError(
+                f"config.{KEY}: {key} was cut from {of} units, but this config builds {dense}. The config was edited"
+                " after pruning; restore it, or prune the model you want anew."
+            )
+        _check_heads(key, entry, kept, of)
+        sizes[key] = kept
+    return sizes
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_heads(key: str, entry: Mapping[str, Any], kept: int, of: int) -> None:
+    heads = entry.get("heads")
+    if heads is None:
+        return
+    valid = isinstance(heads, (list, tuple)) and all(_is_size(head) and head < of for head in heads)
+    if not valid or len(set(heads)) != kept:
+        raise PruningError(f"config.{KEY}: {key} keeps {kept} of {of} heads, but lists {str(heads)[:100]}.")
+
+
+def write_metadata(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    plan: PruningPlan,
+    strategy: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Puts the `pruning` key into the config of the model that holds the blocks.
+
+    Head indices are counted in the original dense model, also when the model was pruned before.
+
+    Args:
+        model: the pruned model.
+        anatomy: of the model before this cut.
+        plan: the cut.
+        strategy: the strategy's name and settings.
+        cost: dense and pruned cost.
+        metrics: measured metrics, dense and pruned.
+    """
+    for holder in {block.holder: None for block in anatomy.blocks}:
+        config = model.get_submodule(holder).config
+        earlier = pruning_of(config)
+        before = earlier["blocks"] if earlier else {}
+        blocks = [block for block in anatomy.blocks if block.holder == holder]
+        entries = {block.local_key: _entry(block, plan, before.get(block.local_key)) for block in blocks}
+        setattr(
+            config,
+            KEY,
+            {
+                "format": FORMAT_VERSION,
+                "library": "hf_prune",
+                "strategy": dict(strategy),
+                "blocks": entries,
+                "cost": dict(cost),
+                "metrics": dict(metrics),
+            },
+        )
+
+
+def _entry(block: Block, plan: PruningPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    units = plan.units(block)
+    entry: dict[str, Any] = {"kept": len(units), "of": before["of"] if before else block.units}
+    if block.kind == "attention":
+        original = before["heads"] if before else range(block.units)
+        entry["heads"] = [original[unit] for unit in units]
+    return entry

@@ -1,0 +1,29 @@
+"""Shrinks a model to a plan."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..anatomy import ModelAnatomy
+from ..anatomy.cut import UndoLog, cut_block
+from .plan import PruningPlan
+
+
+def shrink_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> UndoLog:
+    """Removes every unit that the plan does not keep.
+
+    Gradients and optimizer states of the old parameters are not carried over.
+
+    Args:
+        model: the model that `anatomy` describes.
+        anatomy: from `describe_model(model)`.
+        plan: what stays; validated here, before anything is touched.
+
+    Returns:
+        A log that rolls the cut back.
+    """
+    plan.validate(anatomy)
+    log = UndoLog()
+    for block in anatomy.blocks:
+        cut_block(model.get_submodule(block.layer), block, plan.units(block), log)
+    return log

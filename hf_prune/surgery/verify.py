@@ -1,0 +1,134 @@
+"""Proof that a cut did what its masks said: the masked dense model and the shrunk one give the same outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..anatomy import Block, ModelAnatomy, linear_at
+from ..anatomy.cut import UndoLog, slice_index
+from ..calibration import Batch, without_labels
+from ..errors import PruningError
+from ..gates import UnitGates
+from ..recovery import Repair
+from ..scores import frozen
+from .plan import PruningPlan
+from .shrink import shrink_model
+
+# Largest accepted difference relative to the outputs' largest value; the sums of a wide layer are rounded in another
+# order once columns are gone.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def apply_plan(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    plan: PruningPlan,
+    repairs: Mapping[str, Repair] | None = None,
+    batch: Batch | None = None,
+) -> UndoLog:
+    """Shrinks a model to a plan, puts the repaired weights in, and checks the result.
+
+    Args:
+        model: the dense model; changed in place, or left as it was if anything fails.
+        anatomy: from `describe_model(model)`.
+        plan: what stays.
+        repairs: new output projections on the kept units, by block key.
+        batch: a calibration batch on which masked and shrunk outputs are compared; None skips the comparison.
+
+    Returns:
+        A log that rolls everything back.
+
+    Raises:
+        PruningError: the plan does not fit, or the outputs differ; the model is as it was.
+    """
+    plan.validate(anatomy)
+    repairs = repairs or {}
+    with torch.no_grad(), frozen(model):
+        expected = None if batch is None else _masked_outputs(model, anatomy, plan, repairs, batch)
+        log = UndoLog()
+        try:
+            log = shrink_model(model, anatomy, plan)
+            for key, repair in repairs.items():
+                _install(linear_at(model.get_submodule(anatomy[key].layer), anatomy[key].output), repair, log)
+            if expected is not None and batch is not None:
+                _compare(expected, outputs(model, batch))
+        except BaseException:
+            log.roll_back()
+            raise
+    return log
+
+
+def _install(projection: nn.Linear, repair: Repair, log: UndoLog) -> None:
+    """Repaired weights replace the old parameters rather than overwriting them, so that a roll-back is possible."""
+    for name, value in (("weight", repair.weight), ("bias", repair.bias)):
+        if value is not None:
+            old = getattr(projection, name)
+            log.set(projection, name, nn.Parameter(value.detach().to(old), requires_grad=old.requires_grad))
+
+
+def _masked_outputs(
+    model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan, repairs: Mapping[str, Repair], batch: Batch
+) -> list[torch.Tensor]:
+    """Outputs of the dense model with gates closed on what the plan removes and repaired weights on what it keeps."""
+    log = UndoLog()
+    masks = [mask.to(model.device) for mask in plan.masks(anatomy.blocks)]
+    try:
+        for key, repair in repairs.items():
+            block = anatomy[key]
+            _install(
+                linear_at(model.get_submodule(block.layer), block.output), _scattered(repair, block, plan, model), log
+            )
+        with UnitGates(model, anatomy.blocks, masks):
+            return outputs(model, batch)
+    finally:
+        log.roll_back()
+
+
+def _scattered(repair: Repair, block: Block, plan: PruningPlan, model: nn.Module) -> Repair:
+    """The repaired weight at full width; the removed units keep their old columns, which their gates silence."""
+    weight = linear_at(model.get_submodule(block.layer), block.output).weight.detach().clone()
+    weight[:, slice_index(plan.units(block), block.output.width).to(weight.device)] = repair.weight.to(weight)
+    return Repair(weight, repair.bias)
+
+
+def outputs(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
+    """Every floating-point output of a model for one batch, without labels or caches."""
+    return list(_tensors(model(**without_labels(batch), use_cache=False).to_tuple()))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> None:
+    for masked, shrunk in zip(expected, actual, strict=True):
+        difference = (masked.double() - shrunk.double()).abs().max().item()
+        allowed = TOLERANCES.get(masked.dtype, 1e-1) * max(1.0, masked.double().abs().max().item())
+        if not difference <= allowed:
+            raise PruningError(
+                f"The shrunk model's outputs differ from the masked model's by {difference:.3g}, where at most"
+                f" {allowed:.3g} is accepted. The cut was rolled back: the family's layout in"
+                " hf_prune/anatomy/families.py does not describe this model correctly, or its outputs are not"
+                " finite. Please report it with the model's config."
+            )
+
+
+@contextmanager
+def applied(model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan) -> Iterator[None]:
+    """The model shrunk to a plan for the length of a `with` block (to measure it), then as it was."""
+    log = shrink_model(model, anatomy, plan)
+    try:
+        yield
+    finally:
+        log.roll_back()
