@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .commands.console import note, output, quiet_output, show
-from .commands.options import make_config, with_strategy_options
+from .commands.arguments import DataArguments, RunArguments
+from .commands.console import note, quiet_output, show, terminal_width
+from .commands.options import make_config, take, with_options
 from .errors import PruningError
+
+if TYPE_CHECKING:
+    from .report.report import PruningReport
 
 app = typer.Typer(
     name="hf-prune",
@@ -24,15 +27,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_DATA, _OUTPUT = "Data", "Output"
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where it came from.")]
 DType = Annotated[str, typer.Option("--dtype", help="float32, float16, bfloat16, float64, or auto: as stored.")]
-Device = Annotated[
-    str | None, typer.Option("--device", help="As PyTorch calls it; by default the GPU if there is one.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of whatever is drawn at random.")]
+Device = Annotated[str | None, typer.Option("--device", help="As PyTorch calls it. Default: the GPU if there is one.")]
 
 
 def main() -> None:
@@ -46,7 +44,8 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, debug: bool, **options: Any) -> None:
         try:
-            command(*args, debug=debug, **options)
+            with quiet_output():
+                command(*args, debug=debug, **options)
         except PruningError as error:
             if debug:
                 raise
@@ -57,107 +56,116 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command()
-@with_strategy_options
+@with_options(RunArguments, DataArguments, strategies=True)
 @_reports_errors
 def run(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a fine-tuned model.")],
-    output_dir: Annotated[
-        Path, typer.Option("--output_dir", help="Folder for the pruned model.", rich_help_panel=_OUTPUT)
-    ],
-    overwrite_output_dir: Annotated[
-        bool,
-        typer.Option("--overwrite_output_dir", help="Replace files in a folder that is not empty.", rich_help_panel=_OUTPUT),
-    ] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option("--push_to_hub", help="Hub repository to upload to.", rich_help_panel=_OUTPUT)
-    ] = None,
-    train_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--train_file",
-            help="Rows to calibrate on: .tsv (unquoted, as GLUE's), .csv, .json, .jsonl, .parquet or .txt.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    validation_file: Annotated[
-        Path | None,
-        typer.Option("--validation_file", help="Rows to measure on, before and after.", rich_help_panel=_DATA),
-    ] = None,
-    dataset_name: Annotated[
-        str | None, typer.Option("--dataset_name", help="Data set on the Hub, or a folder.", rich_help_panel=_DATA)
-    ] = None,
-    dataset_config_name: Annotated[
-        str | None, typer.Option("--dataset_config_name", help="Its configuration.", rich_help_panel=_DATA)
-    ] = None,
-    train_split: Annotated[
-        str, typer.Option("--train_split", help="Its split to calibrate on.", rich_help_panel=_DATA)
-    ] = "train",
-    validation_split: Annotated[
-        str | None,
-        typer.Option("--validation_split", help="Its split to measure on. [default: validation]", rich_help_panel=_DATA),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option("--text_column", help="Column of the text (or words). [default: GLUE's names]", rich_help_panel=_DATA),
-    ] = None,
-    text_pair_column: Annotated[
-        str | None,
-        typer.Option("--text_pair_column", help="Column of the second text of a pair.", rich_help_panel=_DATA),
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option("--label_column", help="Column of the label. [default: label]", rich_help_panel=_DATA)
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help="As pipelines call it. [default: that of the model's head]", rich_help_panel=_DATA),
-    ] = None,
-    max_seq_length: Annotated[
-        int | None,
-        typer.Option("--max_seq_length", help="Longer examples are cut. [default: 128, or 384 for questions]", rich_help_panel=_DATA),
-    ] = None,
-    num_samples: Annotated[
-        int, typer.Option("--num_samples", help="Rows to calibrate on, drawn at random.", rich_help_panel=_DATA)
-    ] = 2048,
-    max_eval_samples: Annotated[
-        int | None,
-        typer.Option("--max_eval_samples", help="Rows to measure on. [default: all]", rich_help_panel=_DATA),
-    ] = None,
-    strategy: Annotated[str, typer.Option("--strategy", help="The pruning method.")] = "fisher",
-    dtype: DType = "float32",
-    device: Device = None,
-    seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Prune a fine-tuned model to a budget and write it as an ordinary checkpoint."""
-    from .commands.columns import ColumnNames
     from .commands.run import RunRequest
     from .commands.run import run as prune
-    from .commands.sources import DataSource
 
-    request = RunRequest(
-        model=model,
-        pruning=make_config(strategy, settings, seed=seed),
-        source=DataSource(
-            train_file, validation_file, dataset_name, dataset_config_name, train_split, validation_split
-        ),
-        columns=ColumnNames(text_column, text_pair_column, label_column),
-        output_dir=output_dir,
-        overwrite=overwrite_output_dir,
-        task=task,
-        max_seq_length=max_seq_length,
-        num_samples=num_samples,
-        max_eval_samples=max_eval_samples,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        push_to_hub=push_to_hub,
-    )
-    with quiet_output():
-        result = prune(request)
+    arguments, data = take(RunArguments, options), take(DataArguments, options)
+    config = make_config(arguments.strategy, options, seed=arguments.seed)
+    result = prune(RunRequest(model, config, data, arguments))
     if as_json:
-        _print_json({"output_dir": str(output_dir), "report": result.report.to_dict()})
+        show(json.dumps({"output_dir": str(arguments.output_dir), "report": result.report.to_dict()}))
         return
     _show_report(result.report)
-    note(f"The pruned model is in {output_dir}.")
+    note(f"The pruned model is in {arguments.output_dir}.")
+
+
+@app.command()
+@_reports_errors
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a model, pruned or dense.")],
+    sequence_length: Annotated[
+        int, typer.Option("--sequence_length", min=1, help="Tokens that a dense model's FLOPs are counted for.")
+    ] = 128,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what was cut from a checkpoint, or what a dense model is made of. No weights are loaded."""
+    from .commands.inspection import anatomy_table, inspect_checkpoint
+
+    inspection = inspect_checkpoint(model)
+    if as_json:
+        show(json.dumps(inspection.to_dict(sequence_length)))
+    elif inspection.report is None:
+        show(anatomy_table(inspection, sequence_length))
+    else:
+        _show_report(inspection.report, inspection.mapped, blocks=True)
+
+
+@app.command()
+@_reports_errors
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub names; all are compared with the first.")],
+    batch_sizes: Annotated[str, typer.Option("--batch_sizes", help="With commas between.")] = "1,8,32",
+    sequence_lengths: Annotated[str, typer.Option("--sequence_lengths", help="With commas between.")] = "32,128",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed passes, of which the median counts.")] = 10,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads on the CPU. Default: as PyTorch chooses.")
+    ] = None,
+    dtype: DType = "float32",
+    device: Device = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time models side by side, and compare the speed-up with what their FLOPs promise."""
+    from .commands.bench import bench_models, bench_table, numbers
+
+    batches, lengths = numbers(batch_sizes, "batch_sizes"), numbers(sequence_lengths, "sequence_lengths")
+    result = bench_models(models, batches, lengths, repeats=repeats, threads=threads, dtype=dtype, device=device)
+    show(json.dumps(result.to_dict()) if as_json else bench_table(result))
+
+
+@app.command()
+@_reports_errors
+def families(as_json: Json = False, debug: Debug = False) -> None:
+    """List the model types that can be pruned."""
+    from .commands.families import families_table, family_rows
+
+    rows = family_rows()
+    show(json.dumps(rows) if as_json else families_table(rows))
+
+
+@app.command()
+@_reports_errors
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Folder for the pruned model; an earlier demo there is replaced.")
+    ] = Path("hf-prune-demo"),
+    flops: Annotated[
+        float, typer.Option("--flops", min=0.05, max=1, help="Fraction of the attention+FFN FLOPs to keep.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", help="Of the data's split and of the training.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The whole story on this machine, in two minutes and without a download."""
+    from .commands.demo import run_demo
+
+    outcome = run_demo(output_dir, note, flops=flops, seed=seed)
+    if as_json:
+        show(json.dumps(outcome.to_dict()))
+        return
+    _show_report(outcome.result.report)
+    note(f"Checkpoint: {outcome.folder.resolve()}")
+    note(f"Picture:    {outcome.picture.resolve() if outcome.picture else 'none (pip install hf-prune[report])'}")
+
+
+def _show_report(report: PruningReport, mapped: PruningReport | None = None, blocks: bool = False) -> None:
+    """The summary, every block if asked for, and the heat map of the blocks whose kept units are known."""
+    from .report.terminal import block_table, heat_map, summary_table
+
+    show(summary_table(report))
+    if blocks:
+        show(block_table(report))
+    if mapped is not None or not blocks:
+        show(heat_map(mapped or report, terminal_width()))
+    for remark in report.notes:
+        note(remark)

@@ -113,9 +113,7 @@ class StructuredPruningConfig(PruningConfig):
     round_to: int = field(
         default=1, metadata={"help": "Keep widths that are multiples of this (8 or 64 for tensor cores)."}
     )
-    uniform: bool = field(
-        default=False, metadata={"help": "Give every layer the same number of heads and of filters."}
-    )
+    uniform: bool = field(default=False, metadata={"help": "Give every layer the same number of heads and of filters."})
 
     BUDGETS: ClassVar[tuple[str, ...]] = ("flops", "params", "latency", "latency_ms")
 
@@ -247,4 +245,6 @@ def _full_match(pattern: str, key: str) -> bool:
     try:
         return re.fullmatch(pattern, key) is not None
     except re.error as error:
-        raise PruningError(f"{pattern!r} is neither the end of a block's name nor a regular expression: {error}.") from error
+        raise PruningError(
+            f"{pattern!r} is neither the end of a block's name nor a regular expression: {error}."
+        ) from error

@@ -50,9 +50,7 @@ class _Targets:
     fixed: tuple[Block, ...]
 
     @classmethod
-    def of(
-        cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig
-    ) -> _Targets:
+    def of(cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig) -> _Targets:
         wanted = config.targets([block.key for block in anatomy.blocks])
         heads = tuple(block for block in anatomy.attentions if block.key in wanted)
         filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)

@@ -65,6 +65,7 @@ def bench_models(
     sequence_lengths: Sequence[int],
     *,
     repeats: int = 10,
+    threads: int | None = None,
     dtype: str = "float32",
     device: str | None = None,
 ) -> Bench:
@@ -75,6 +76,7 @@ def bench_models(
         batch_sizes: sequences per batch.
         sequence_lengths: tokens per sequence, without padding.
         repeats: timed passes per model and setting, after a warm-up.
+        threads: on the CPU, by default as PyTorch chooses.
         dtype, device: see `hf_prune.commands.models.load_model`.
 
     Raises:
@@ -85,13 +87,18 @@ def bench_models(
     models = [load_model(name, model_class_of(load_config(name)), dtype, device)[0] for name in names]
     rows: list[BenchRow] = []
     settings = [(batch, length) for length in sequence_lengths for batch in batch_sizes]
-    for batch, length in tqdm(settings, desc="Measure", unit="setting"):
-        seconds = compare_latency(models, batch, length, repeats=repeats)
-        rows += _rows(names, models, batch, length, seconds)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for batch, length in tqdm(settings, desc="Measure", unit="setting"):
+            seconds = compare_latency(models, batch, length, repeats=repeats)
+            rows += _rows(names, models, batch, length, seconds)
+    finally:
+        torch.set_num_threads(before)
     return Bench(
         device=models[0].device.type,
         dtype=str(models[0].dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
+        threads=threads or before,
         repeats=repeats,
         parameters={name: count_parameters(model) for name, model in zip(names, models, strict=True)},
         rows=tuple(rows),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 
 from ..errors import PruningError
+from .arguments import DataArguments
 
 TEXT_COLUMNS: tuple[tuple[str, str | None], ...] = (
     ("sentence1", "sentence2"),
@@ -23,32 +23,22 @@ WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "pos_tags", "chunk_tags", "tags", "labels")
 
 
-@dataclass(frozen=True)
-class ColumnNames:
-    """The columns as the user named them; None where the usual names are to be tried."""
+def text_columns(rows: Dataset, data: DataArguments) -> tuple[str, str | None]:
+    """The column of the text, and of the second text of a pair.
 
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-
-    def texts(self, rows: Dataset) -> tuple[str, str | None]:
-        """The column of the text, and of the second text of a pair."""
-        if self.text is None and self.text_pair is not None:
-            raise PruningError("--text_pair_column names the second text of a pair; name the first with --text_column.")
-        if self.text is not None:
-            pair = None if self.text_pair is None else require(rows, self.text_pair, "text_pair_column")
-            return require(rows, self.text, "text_column"), pair
-        for first, second in TEXT_COLUMNS:
-            if {first, second or first} <= set(rows.column_names):
-                return first, second
-        raise PruningError(
-            f"None of the usual text columns is among {_listed(rows)}. Name yours with --text_column (and"
-            " --text_pair_column for pairs)."
-        )
-
-    def labels(self, rows: Dataset, usual: Sequence[str] = LABEL_COLUMNS) -> str:
-        """The column of the labels."""
-        return choose(rows, self.label, "label_column", usual)
+    Raises:
+        PruningError: a named column is absent, or none of the usual ones is there.
+    """
+    if data.text_column is not None:
+        pair = None if data.text_pair_column is None else require(rows, data.text_pair_column, "text_pair_column")
+        return require(rows, data.text_column, "text_column"), pair
+    for first, second in TEXT_COLUMNS:
+        if {first, second or first} <= set(rows.column_names):
+            return first, second
+    raise PruningError(
+        f"None of the usual text columns is among {_listed(rows)}. Name yours with --text_column (and"
+        " --text_pair_column for pairs)."
+    )
 
 
 def choose(rows: Dataset, named: str | None, option: str, usual: Sequence[str]) -> str:

@@ -5,34 +5,49 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import IO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 _FILE_WIDTH = 120
 
-
-def output() -> Console:
-    """For results. Where they go to a file or a pipe, lines are not broken at the width of a terminal of 80."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(_FILE_WIDTH, console.width))
-
-
-def note(text: str, style: str = "") -> None:
-    """One remark to the user, whatever brackets it holds."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
+_results: ContextVar[IO[str] | None] = ContextVar("results", default=None)
 
 
 @contextlib.contextmanager
 def quiet_output() -> Iterator[None]:
-    """Sends what libraries print to standard error, so that standard output holds the result and nothing else."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    """Sends what libraries print to standard error, so that standard output holds what `show` writes and no more."""
+    token = _results.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.reset(token)
 
 
-def show(*renderables: Any) -> None:
-    """Prints tables and the like to standard output."""
-    console = output()
-    for renderable in renderables:
-        console.print(renderable)
+def show(result: RenderableType) -> None:
+    """Writes a table, or a text as it is, to standard output."""
+    if isinstance(result, str):
+        (_results.get() or sys.stdout).write(result + "\n")
+    else:
+        _console().print(result)
+
+
+def note(text: str, style: str = "") -> None:
+    """One remark to the user, whatever brackets it holds, to standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
+
+
+def terminal_width() -> int:
+    """Columns that a result may take."""
+    return _console().width
+
+
+def _console() -> Console:
+    """Lines that go to a file or a pipe are not broken at the width of a terminal."""
+    console = Console(file=_results.get(), highlight=False)
+    if not console.is_terminal:
+        console.width = max(_FILE_WIDTH, console.width)
+    return console

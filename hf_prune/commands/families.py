@@ -27,7 +27,9 @@ def families_table(rows: list[dict[str, Any]]) -> Table:
     """The entries as a table."""
     table = Table(
         title=Text("Supported model types"),
-        caption=Text("Every task head can be pruned in Python; 'tasks' are those that `hf-prune run` prepares data for."),
+        caption=Text(
+            "Every task head can be pruned in Python; 'tasks' are those that `hf-prune run` prepares data for."
+        ),
         box=box.SIMPLE_HEAD,
     )
     for header in ("model type", "heads in", "filters in", "tasks"):

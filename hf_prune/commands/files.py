@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from ..errors import PruningError
@@ -108,9 +110,6 @@ def _objects(path: Path, rows: Iterable[Any]) -> Dataset:
 
 
 def _read_parquet(path: Path) -> Dataset:
-    import pyarrow
-    import pyarrow.parquet
-
     try:
         return Dataset(pyarrow.parquet.read_table(path))
     except pyarrow.ArrowException as error:

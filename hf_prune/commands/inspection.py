@@ -179,4 +179,3 @@ def _written_report(name: str) -> PruningReport | None:
 
 def _sizes(report: PruningReport) -> list[tuple[str, int, int]]:
     return [(block.key, block.dense_units, block.kept_units) for block in report.blocks]
-

@@ -16,7 +16,7 @@ def classification_accuracy(prediction: Any) -> dict[str, float]:
 
 
 def regression_correlation(prediction: Any) -> dict[str, float]:
-    """Pearson's and Spearman's correlation with the targets, as GLUE's STS-B has it; 0 where one of both is constant."""
+    """Pearson's and Spearman's correlation with the targets, as for GLUE's STS-B; 0 where one side is constant."""
     values, targets = _logits(prediction).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
     if np.ptp(values) == 0 or np.ptp(targets) == 0:
         return {"pearson": 0.0, "spearman": 0.0}

@@ -1,6 +1,6 @@
-"""The settings of every registered strategy as options of a command, read from their configuration classes.
+"""Command-line options made of dataclass fields: a command's own arguments and the settings of every strategy.
 
-A new strategy needs no change here: its dataclass fields become options, their help texts the options' help.
+A new strategy needs no change here: its configuration's fields become options, their help texts the options' help.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -19,39 +19,48 @@ from ..config import AutoPruningConfig, PruningConfig, StructuredPruningConfig, 
 # What "none" on the command line becomes until the configuration is made: an option that is absent is None there.
 _NONE = object()
 
+T = TypeVar("T")
 
-def with_strategy_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for every setting of every strategy.
+
+def with_options(*classes: Any, strategies: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for every field of some dataclasses.
 
     Args:
-        command: a function whose last parameter is `**settings`; an option it has by itself is left alone.
+        *classes: dataclasses with `help` metadata, and a `panel` that their options are listed under.
+        strategies: add the settings of every registered strategy; a name that is there already is left alone.
 
     Returns:
-        The command as typer is to see it. It receives the settings that were given on the command line, no others.
+        A decorator for a function that ends in `**options`, where it receives what was given on the command line and
+        nothing else; `take` makes the dataclasses of it.
     """
-    hints = typing.get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in _setting_annotations().items()
-        if name not in hints
-    ]
-    names = {parameter.name for parameter in added}
 
-    def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in names}
-        command(**values, **{name: value for name, value in given.items() if value not in (None, [])})
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(command, include_extras=True)
+        parameters = {
+            name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        own = set(parameters)
+        for item, annotated, panel in _described(classes, strategies):
+            parameters.setdefault(item.name, _parameter(item, annotated, panel))
 
-    run.__doc__ = command.__doc__
-    run.__name__ = command.__name__
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
-    # Typer reads a command's options from its signature.
-    run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    return run
+        def run(**values: Any) -> None:
+            command(**{name: value for name, value in values.items() if name in own or value not in (None, [])})
+
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        # Typer reads a command's options from its signature.
+        run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def take(kind: type[T], options: dict[str, Any]) -> T:
+    """A dataclass made of the options that it has fields for, which leave the dictionary."""
+    names = [item.name for item in fields(kind) if item.name in options]  # type: ignore[arg-type]
+    return kind(**{name: options.pop(name) for name in names})
 
 
 def make_config(strategy: str, settings: Mapping[str, Any], **shared: Any) -> PruningConfig:
@@ -59,7 +68,7 @@ def make_config(strategy: str, settings: Mapping[str, Any], **shared: Any) -> Pr
 
     Args:
         strategy: the strategy's name.
-        settings: the given ones, as `with_strategy_options` passes them.
+        settings: those that are left once `take` has made the command's own arguments.
         shared: values of the command's own options, passed on if the strategy has a setting of that name.
 
     Raises:
@@ -67,42 +76,46 @@ def make_config(strategy: str, settings: Mapping[str, Any], **shared: Any) -> Pr
     """
     known = {item.name for item in fields(config_class_of(strategy))}
     values = {name: None if value is _NONE else value for name, value in settings.items()}
-    return AutoPruningConfig.for_strategy(
-        strategy, **{name: value for name, value in shared.items() if name in known}, **values
-    )
+    passed_on = {name: value for name, value in shared.items() if name in known}
+    return AutoPruningConfig.for_strategy(strategy, **passed_on, **values)
 
 
-def _setting_annotations() -> dict[str, Any]:
-    """What typer needs to know of each setting; one that several strategies share is described once."""
-    annotations: dict[str, Any] = {}
-    for strategy in strategy_names():
-        config_class = config_class_of(strategy)
-        types_of = typing.get_type_hints(config_class)
+def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[Field[Any], Any, str]]:
+    """Every field with its type and the panel of its option."""
+    for kind in classes:
+        hints = typing.get_type_hints(kind)
+        yield from ((item, hints[item.name], kind.panel) for item in fields(kind))
+    for name in strategy_names() if strategies else ():
+        config_class = config_class_of(name)
+        hints = typing.get_type_hints(config_class)
         for item in fields(config_class):
-            if item.init and item.name not in annotations:
-                annotations[item.name] = _annotation(item, types_of[item.name])
-    return annotations
+            panel = "Budget: exactly one" if item.name in StructuredPruningConfig.BUDGETS else "Pruning"
+            yield item, hints[item.name], panel
 
 
-def _annotation(item: Field[Any], annotated: Any) -> Any:
+def _parameter(item: Field[Any], annotated: Any, panel: str) -> inspect.Parameter:
+    required = item.default is MISSING and item.default_factory is MISSING
+    default = None if item.default is MISSING else item.default
     base, optional = _without_none(annotated)
-    default = item.default if item.default is not MISSING else None
-    help_text = item.metadata.get("help", "")
+    declaration, help_text = f"--{item.name}", item.metadata.get("help", "")
     extra: dict[str, Any] = {}
-    declaration = f"--{item.name}"
-    if default is not None:
+    if default is not None and default is not False:
         help_text += f" [default: {str(default).lower() if base is bool else default}]"
-    if base is bool:
+    if base is bool and default:
         declaration += f"/--no_{item.name}"
     elif typing.get_origin(base) is list:
-        help_text += " (can be repeated)"
+        help_text += " Can be repeated."
     elif typing.get_origin(base) is typing.Literal:
         base = str
     elif optional and default is not None:
         extra = {"parser": _or_none(base), "metavar": f"{base.__name__}|none"}
-    panel = "Budget: exactly one" if item.name in StructuredPruningConfig.BUDGETS else "Settings of the strategy"
     option = typer.Option(declaration, help=help_text, show_default=False, rich_help_panel=panel, **extra)
-    return Annotated[base | None, option]
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[base if required else base | None, option],
+    )
 
 
 def _without_none(annotated: Any) -> tuple[Any, bool]:

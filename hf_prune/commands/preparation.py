@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from ..errors import PruningError
-from .columns import TAG_COLUMNS, WORD_COLUMNS, ColumnNames, choose, texts_of
+from .arguments import DataArguments
+from .columns import LABEL_COLUMNS, TAG_COLUMNS, WORD_COLUMNS, choose, text_columns, texts_of
 from .labels import LabelMap, listed, regression_targets
 from .metrics import IGNORED
 
@@ -28,14 +29,14 @@ class Preparation:
         tokenizer: the model's.
         config: the model's.
         max_length: tokens per example, longer ones are cut.
-        columns: the columns' names, as far as the user gave them.
+        data: what the user said about the columns.
         seed: of whatever is drawn.
     """
 
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
     max_length: int
-    columns: ColumnNames = field(default_factory=ColumnNames)
+    data: DataArguments
     seed: int = 0
 
     def encode(self, *texts: list[Any], **settings: Any) -> Iterator[Any]:
@@ -52,8 +53,8 @@ def text_classification(rows: Dataset, how: Preparation) -> Dataset:
             "Models with several labels per text are not prepared by this command; tokenise the data and call"
             " hf_prune.prune_model in Python."
         )
-    first, second = how.columns.texts(rows)
-    label = how.columns.labels(rows)
+    first, second = text_columns(rows, how.data)
+    label = choose(rows, how.data.label_column, "label_column", LABEL_COLUMNS)
     labels: list[Any]
     if how.config.num_labels == 1:
         labels = regression_targets(rows, label)
@@ -65,8 +66,8 @@ def text_classification(rows: Dataset, how: Preparation) -> Dataset:
 
 def token_classification(rows: Dataset, how: Preparation) -> Dataset:
     """Words with a tag each (lists, or strings with spaces between); the first token of a word carries its tag."""
-    word_column = choose(rows, how.columns.text, "text_column", WORD_COLUMNS)
-    tag_column = how.columns.labels(rows, TAG_COLUMNS)
+    word_column = choose(rows, how.data.text_column, "text_column", WORD_COLUMNS)
+    tag_column = choose(rows, how.data.label_column, "label_column", TAG_COLUMNS)
     words, tags = ([listed(value) for value in rows[column]] for column in (word_column, tag_column))
     for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
         if len(row_words) != len(row_tags) or not row_words:
@@ -118,7 +119,7 @@ def masked_language_model(rows: Dataset, how: Preparation) -> Dataset:
     """
     if how.tokenizer.mask_token_id is None:
         raise PruningError(f"{type(how.tokenizer).__name__} has no mask token, which this task needs.")
-    column = how.columns.texts(rows)[0]
+    column = text_columns(rows, how.data)[0]
     encoded = _joined(how.encode(texts_of(rows, column), return_special_tokens_mask=True))
     generator = np.random.default_rng(how.seed)
     special = encoded.pop("special_tokens_mask")
@@ -132,7 +133,7 @@ def masked_language_model(rows: Dataset, how: Preparation) -> Dataset:
 
 def causal_language_model(rows: Dataset, how: Preparation) -> Dataset:
     """Texts whose every next token is to be guessed."""
-    encoded = _joined(how.encode(texts_of(rows, how.columns.texts(rows)[0])))
+    encoded = _joined(how.encode(texts_of(rows, text_columns(rows, how.data)[0])))
     dataset = Dataset.from_dict({**encoded, "labels": [list(ids) for ids in encoded["input_ids"]]})
     return dataset.select([row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > 1])
 

@@ -12,46 +12,22 @@ from ..api import prune_model
 from ..config import PruningConfig
 from ..errors import PruningError
 from ..report.result import PruningResult
-from .columns import ColumnNames
+from .arguments import DataArguments, RunArguments
 from .console import note
 from .models import load_config, load_model, load_tokenizer
 from .preparation import Preparation
-from .sources import DataSource, sample
+from .sources import load_rows, sample
 from .tasks import Task, choose_task
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asked for.
-
-    Attributes:
-        model: local folder or Hub name.
-        pruning: the strategy's configuration.
-        source, columns: the data.
-        output_dir: where the pruned model goes.
-        overwrite: whether files in a folder that is not empty may be replaced.
-        task: the task's name, None for that of the checkpoint's head.
-        max_seq_length: tokens per example, None for the task's usual length.
-        num_samples, max_eval_samples: rows to calibrate on and to evaluate on, None for all.
-        dtype, device: see `hf_prune.commands.models.load_model`.
-        seed: of the choice of rows.
-        push_to_hub: a Hub repository to upload the result to.
-    """
+    """What the user asked for: a model (local folder or Hub name), a strategy's configuration, and the arguments."""
 
     model: str
     pruning: PruningConfig
-    source: DataSource
-    columns: ColumnNames
-    output_dir: Path
-    overwrite: bool = False
-    task: str | None = None
-    max_seq_length: int | None = None
-    num_samples: int | None = 2048
-    max_eval_samples: int | None = None
-    dtype: str = "float32"
-    device: str | None = None
-    seed: int = 0
-    push_to_hub: str | None = None
+    data: DataArguments
+    arguments: RunArguments
 
 
 def run(request: RunRequest) -> PruningResult:
@@ -60,14 +36,15 @@ def run(request: RunRequest) -> PruningResult:
     Raises:
         PruningError: a request that cannot be carried out.
     """
-    check_output_folder(request.output_dir, request.overwrite, request.model)
-    request.source.check()
+    arguments = request.arguments
+    check_output_folder(arguments.output_dir, arguments.overwrite_output_dir, request.model)
     config = load_config(request.model)
-    task = choose_task(request.task, config)
+    task = choose_task(arguments.task, config)
     tokenizer = load_tokenizer(request.model, config, split_words=task.name == "token-classification")
-    how = Preparation(tokenizer, config, _length(request, task, config, tokenizer), request.columns, request.seed)
-    calibration, evaluation = _prepared(request, task, how)
-    model, missing = load_model(request.model, task.model_class, request.dtype, request.device)
+    length = _length(request.data.max_seq_length, task, config, tokenizer)
+    how = Preparation(tokenizer, config, length, request.data, arguments.seed)
+    calibration, evaluation = _prepared(request.data, task, how)
+    model, missing = load_model(request.model, task.model_class, arguments.dtype, arguments.device)
     _remark(request, config, missing)
     result = prune_model(
         model,
@@ -77,9 +54,9 @@ def run(request: RunRequest) -> PruningResult:
         eval_dataset=evaluation,
         compute_metrics=task.metrics_for(config),
     )
-    result.save_pretrained(request.output_dir, tokenizer=tokenizer)
-    if request.push_to_hub:
-        note(f"Uploaded: {result.push_to_hub(request.push_to_hub, tokenizer=tokenizer)}")
+    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer)
+    if arguments.push_to_hub:
+        note(f"Uploaded: {result.push_to_hub(arguments.push_to_hub, tokenizer=tokenizer)}")
     return result
 
 
@@ -97,25 +74,23 @@ def check_output_folder(folder: Path, overwrite: bool, model: str) -> None:
         raise PruningError(f"--output_dir {folder} is not empty; name another folder or add --overwrite_output_dir.")
 
 
-def _length(request: RunRequest, task: Task, config: Any, tokenizer: Any) -> int:
-    """Tokens per example: what was asked for, as far as the model has positions."""
+def _length(asked: int | None, task: Task, config: Any, tokenizer: Any) -> int:
+    """Tokens per example: what was asked for, or what is usual, as far as the model has positions."""
     limit = min(getattr(config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
-    if request.max_seq_length is None:
-        return min(task.max_length, limit)
-    if not 1 <= request.max_seq_length <= limit:
-        raise PruningError(f"--max_seq_length {request.max_seq_length} must lie between 1 and the model's {limit}.")
-    return request.max_seq_length
+    if asked is not None and asked > limit:
+        raise PruningError(f"--max_seq_length {asked} exceeds the model's {limit} positions.")
+    return asked or min(task.max_length, limit)
 
 
-def _prepared(request: RunRequest, task: Task, how: Preparation) -> tuple[Dataset, Dataset | None]:
-    train, validation = request.source.load()
-    drawn = sample(train, request.num_samples, request.seed)
+def _prepared(data: DataArguments, task: Task, how: Preparation) -> tuple[Dataset, Dataset | None]:
+    train, validation = load_rows(data)
+    drawn = sample(train, data.num_samples, how.seed)
     note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
     calibration = task.prepare(drawn, how)
     if validation is None:
         note("No validation rows: the report will have no metrics (--validation_file gives some).")
         return calibration, None
-    return calibration, task.prepare(sample(validation, request.max_eval_samples, request.seed), how)
+    return calibration, task.prepare(sample(validation, data.max_eval_samples, how.seed), how)
 
 
 def _remark(request: RunRequest, config: Any, missing: list[str]) -> None:
@@ -125,6 +100,7 @@ def _remark(request: RunRequest, config: Any, missing: list[str]) -> None:
             " are now random. Fine-tune the model before pruning it, or its scores say nothing about the task.",
             style="yellow",
         )
-    stored = str(getattr(config, "dtype", None) or request.dtype).removeprefix("torch.")
-    if request.dtype not in ("auto", stored):
-        note(f"The checkpoint is stored in {stored}; the pruned one will be in {request.dtype} (--dtype changes that).")
+    dtype = request.arguments.dtype
+    stored = str(getattr(config, "dtype", None) or dtype).removeprefix("torch.")
+    if dtype not in ("auto", stored):
+        note(f"The checkpoint is stored in {stored}; the pruned one will be in {dtype} (--dtype changes that).")

@@ -91,7 +91,9 @@ TASKS = (
         max_length=384,
     ),
     Task("fill-mask", "AutoModelForMaskedLM", "MASKED_LM", preparation.masked_language_model, None, per_token=True),
-    Task("text-generation", "AutoModelForCausalLM", "CAUSAL_LM", preparation.causal_language_model, None, per_token=True),
+    Task(
+        "text-generation", "AutoModelForCausalLM", "CAUSAL_LM", preparation.causal_language_model, None, per_token=True
+    ),
 )
 
 

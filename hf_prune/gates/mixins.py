@@ -94,6 +94,4 @@ class FilterGateMixin(GateMixin):
 
 def _original_class(gated: type) -> type:
     """The first base that is a transformers model and no gate mixin."""
-    return next(
-        base for base in gated.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, GateMixin)
-    )
+    return next(base for base in gated.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, GateMixin))

@@ -18,6 +18,7 @@ SHADES = "·░▒▓█"
 MOST_MARKS = 64
 FEWEST_MARKS = 8
 
+_PADDING = 8  # a space on either side of each of the four columns
 _KEPT_STYLE, _REMOVED_STYLE = "cyan", "bright_black"
 
 
@@ -45,10 +46,9 @@ def heat_map(report: PruningReport, width: int = 80) -> Table:
     blocks = report.blocks
     pattern, labels = short_labels([block.key for block in blocks])
     counts = [f"{block.kept_units:,} of {block.dense_units:,}" for block in blocks]
-    texts = max(map(len, labels), default=0) + max(map(len, counts), default=0) + len(" 100.0 %") + 6
+    texts = max(map(len, labels), default=0) + max(map(len, counts), default=0) + len("100.0 %") + _PADDING
     marks = min(MOST_MARKS, max(FEWEST_MARKS, width - texts))
-    wide = [block for block in blocks if block.dense_units > marks]
-    size = units_per_bin(wide, marks)
+    size = units_per_bin(blocks, marks)
     totals = [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
     title, legend = Text(f"Kept: {', '.join(totals) or 'nothing to prune'}"), _legend(pattern, size)
     # A table is as wide as its columns, and breaks a title that is wider.
@@ -58,22 +58,16 @@ def heat_map(report: PruningReport, width: int = 80) -> Table:
         table.add_column(justify=justify, no_wrap=True)
     for block, label, count in zip(blocks, labels, counts, strict=True):
         share = share_text(block.kept_units, block.dense_units)
-        row = _bins(block, size) if block in wide else _squares(block)
+        row = _marks(block, size if block.dense_units > marks else 1)
         table.add_row(Text(label), row, Text(count), Text(share))
     return table
 
 
-def _squares(block: BlockReport) -> Text:
-    text = Text()
-    for share in kept_shares(block, 1):
-        text.append(KEPT if share else REMOVED, style=_KEPT_STYLE if share else _REMOVED_STYLE)
-    return text
-
-
-def _bins(block: BlockReport, size: int) -> Text:
+def _marks(block: BlockReport, size: int) -> Text:
     text = Text()
     for share in kept_shares(block, size):
-        text.append(_shade(share), style=_KEPT_STYLE if share else _REMOVED_STYLE)
+        square = KEPT if share else REMOVED
+        text.append(square if size == 1 else _shade(share), style=_KEPT_STYLE if share else _REMOVED_STYLE)
     return text
 
 

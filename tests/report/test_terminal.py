@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from hf_prune.report import BlockReport, PruningReport
+from hf_prune.report.number_text import share_text
 from hf_prune.report.tables import block_rows, summary_rows
 from hf_prune.report.terminal import KEPT, REMOVED, SHADES, block_table, heat_map, summary_table
 
@@ -70,6 +71,7 @@ def test_heat_map_fits_the_terminal(report: PruningReport, width: int) -> None:
         label = block.key.removeprefix("encoder.layer.")
         (line,) = [line for line in lines if line.strip().startswith(label)]
         assert f"{block.kept_units:,} of {block.dense_units:,}" in line
+        assert line.endswith(share_text(block.kept_units, block.dense_units))
         if block.kind == "attention":
             assert (line.count(KEPT), line.count(REMOVED)) == (block.kept_units, 12 - block.kept_units)
         else:

@@ -30,24 +30,22 @@ def prune_by_fisher(
     with clock("gradients"):
         sequence_length = config.sequence_length or data.sequence_length()
         if config.importance != "magnitude" or config.rearrange:
-            rows = _collect_gradients(model, anatomy, data)
-        scores = _scores(model, anatomy, config, rows, data)
+            rows = collect_gradients(model, anatomy, data)
+        scores = unit_scores(model, anatomy, config, rows, data)
     with clock("search"):
         selection = select_units(model, anatomy, scores, config, data, sequence_length)
     masks = selection.masks
     if config.rearrange:
         with clock("rearrangement"):
-            masks = {key: rearrange_with_gram(mask, _gram(rows[key], data)) for key, mask in masks.items()}
+            masks = rearrange_masks(masks, rows, data)
     plan = PruningPlan.from_masks(anatomy.blocks, [masks[block.key] for block in anatomy.blocks])
     notes = list(selection.notes)
     with clock("repair"):
-        repairs = _repair(model, anatomy, config, data, plan, notes)
+        repairs = repair_blocks(model, anatomy, config, data, plan, notes)
     return Cut(plan, sequence_length, repairs, tuple(notes))
 
 
-def _collect_gradients(
-    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData
-) -> dict[str, GradientRows]:
+def collect_gradients(model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData) -> dict[str, GradientRows]:
     rows = {block.key: GradientRows(block.units) for block in anatomy.blocks}
     for gradients in iterate_gradients(model, anatomy, tqdm(data, desc="Gate gradients", unit="batch")):
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
@@ -55,7 +53,7 @@ def _collect_gradients(
     return rows
 
 
-def _scores(
+def unit_scores(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: FisherPruningConfig,
@@ -66,10 +64,19 @@ def _scores(
     if config.importance == "magnitude":
         scores = magnitude_scores(model, anatomy.blocks)
     elif config.importance == "gradient":
-        scores = [data.sum(score) for score in gradient_scores([rows[block.key].absolute_sum for block in anatomy.blocks])]
+        scores = [
+            data.sum(score) for score in gradient_scores([rows[block.key].absolute_sum for block in anatomy.blocks])
+        ]
     else:
         scores = [data.sum(score) for score in fisher_scores([rows[block.key].matrix() for block in anatomy.blocks])]
     return {block.key: score for block, score in zip(anatomy.blocks, scores, strict=True)}
+
+
+def rearrange_masks(
+    masks: dict[str, torch.Tensor], rows: dict[str, GradientRows], data: CalibrationData
+) -> dict[str, torch.Tensor]:
+    """Every block's mask after rearrangement; one Gram matrix is in memory at a time."""
+    return {key: rearrange_with_gram(mask, _gram(rows[key], data)) for key, mask in masks.items()}
 
 
 def _gram(rows: GradientRows, data: CalibrationData) -> torch.Tensor:
@@ -77,7 +84,7 @@ def _gram(rows: GradientRows, data: CalibrationData) -> torch.Tensor:
     return data.sum(matrix.T @ matrix)
 
 
-def _repair(
+def repair_blocks(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: FisherPruningConfig,
@@ -85,6 +92,7 @@ def _repair(
     plan: PruningPlan,
     notes: list[str],
 ) -> dict[str, Repair]:
+    """The repair that `config` asks for; what a reader should know is added to `notes`."""
     if config.recovery == "none":
         return {}
     tuner = MaskTuner(config.solver, config.damp) if config.recovery == "mask_tuning" else None

@@ -1,0 +1,88 @@
+"""What `hf-prune run` can be told besides the strategy's settings; every field is an option of its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from ..errors import PruningError
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Where the rows are, and how they are read. The fields' help texts are their description."""
+
+    panel: ClassVar[str] = "Data"
+
+    train_file: Path | None = field(
+        default=None,
+        metadata={"help": "Rows to calibrate on: .tsv (unquoted, as GLUE's), .csv, .json, .jsonl, .parquet or .txt."},
+    )
+    validation_file: Path | None = field(default=None, metadata={"help": "Rows to measure on, before and after."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or a folder, instead of files."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The data set's split to calibrate on."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "The data set's split to measure on. Default: validation, or validation_matched."},
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of the text, or of the words. Default: the names that GLUE uses."}
+    )
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the label, or of the words' tags. Default: label."}
+    )
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "Tokens per example. Default: 128, and 384 for question answering."}
+    )
+    num_samples: int = field(default=2048, metadata={"help": "Rows to calibrate on, drawn at random."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Rows to measure on, drawn at random. Default: all."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_length", "num_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PruningError(f"--{name} {value} must be at least 1.")
+        if self.dataset_name and (self.train_file or self.validation_file):
+            raise PruningError("--dataset_name and --train_file/--validation_file exclude each other; give one source.")
+        if not self.dataset_name and not self.train_file:
+            raise PruningError(
+                "Labelled rows are needed to calibrate on: give --dataset_name, or --train_file (.tsv, .csv, .json,"
+                " .jsonl, .parquet, .txt)."
+            )
+        for name in ("dataset_config_name", "validation_split"):
+            if getattr(self, name) and not self.dataset_name:
+                raise PruningError(f"--{name} belongs to --dataset_name, which is not given.")
+        if self.text_pair_column and not self.text_column:
+            raise PruningError("--text_pair_column names the second text of a pair; name the first with --text_column.")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What to prune how, and where the result goes. The fields' help texts are their description."""
+
+    panel: ClassVar[str] = "Run"
+
+    output_dir: Path = field(metadata={"help": "Folder for the pruned model."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace files in an output folder that is not empty."}
+    )
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to upload the result to."})
+    strategy: str = field(default="fisher", metadata={"help": "The pruning method."})
+    task: str | None = field(
+        default=None, metadata={"help": "The task, as pipelines call it. Default: that of the model's head."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision to prune and write in: float32, float16, bfloat16, float64, or auto (as stored)."},
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "As PyTorch calls it. Default: the GPU if there is one."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the choice of rows, and of the strategy if it draws anything."})
