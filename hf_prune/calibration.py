@@ -212,7 +212,7 @@ def _is_row(item: Any) -> bool:
     if not isinstance(item, Mapping):
         return False
     tensors = [value for value in item.values() if isinstance(value, torch.Tensor)]
-    return not tensors or all(value.dim() < 2 for value in tensors) and "input_ids" in item
+    return not tensors or (all(value.dim() < 2 for value in tensors) and "input_ids" in item)
 
 
 def _padding_collator(model: PreTrainedModel) -> Collator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,13 @@ Device = Annotated[str | None, typer.Option("--device", help="As PyTorch calls i
 
 
 def main() -> None:
-    """The console script's entry point."""
+    """The console script's entry point; progress bars are for those who watch."""
+    if not sys.stderr.isatty():
+        import datasets
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     app()
 
 

@@ -125,13 +125,17 @@ def _projection(layer: nn.Module, path: str, axis: Literal[0, 1], width: int, ke
 
 def _linear(layer: nn.Module, path: str, key: str) -> nn.Linear:
     module = layer.get_submodule(path)
-    plain = isinstance(module, nn.Linear) and module.weight.is_floating_point()
-    if not plain or module.weight.shape != (module.out_features, module.in_features):
+    if not isinstance(module, nn.Linear) or not _is_plain(module):
         raise UnsupportedModelError(
             f"{key}: {path} is a {type(module).__name__}, where a plain nn.Linear with floating-point weights is"
             " needed. Merge adapters and prune before quantising."
         )
     return module
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    weight = linear.weight
+    return weight.is_floating_point() and weight.shape == (linear.out_features, linear.in_features)
 
 
 def _refusal(model: PreTrainedModel) -> str:

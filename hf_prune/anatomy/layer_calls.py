@@ -32,7 +32,7 @@ class LayerCall:
 def record_layer_calls(
     model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Any]
 ) -> tuple[torch.Tensor, list[LayerCall]]:
-    """Runs a model with its layers skipped.
+    """Runs a model with its layers skipped, up to the last of them.
 
     Args:
         model: the model, in evaluation mode.
@@ -56,6 +56,27 @@ def record_layer_calls(
     with _replaced_forwards([model.get_submodule(layer) for layer in layers], record), suppress(StopForward):
         model(**batch, use_cache=False)
     return hidden_states[0], calls
+
+
+def positions_read(model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Any]) -> torch.Tensor:
+    """Which positions of the last layer's output the model's own output depends on, bool `[rows, length]`.
+
+    A classifier reads the first token only, a language model all of them. Found by the gradient of a random
+    combination of all outputs, with the layers skipped.
+    """
+    entered: list[torch.Tensor] = []
+
+    def skip(hidden: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        entered.append((kwargs["hidden_states"] if hidden is None else hidden).detach().requires_grad_())
+        return entered[-1]
+
+    with _replaced_forwards([model.get_submodule(layer) for layer in layers], skip), torch.enable_grad():
+        output = model(**batch, use_cache=False)
+        tensors = [value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        mixed = [value * torch.randn(value.shape, generator=generator).to(value) for value in tensors]
+        gradient = torch.autograd.grad(torch.stack([value.sum() for value in mixed]).sum(), entered[-1])[0]
+    return gradient.ne(0).any(-1)
 
 
 @contextmanager

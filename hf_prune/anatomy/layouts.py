@@ -50,7 +50,7 @@ class AttentionLayout:
 
 @dataclass(frozen=True)
 class FeedForwardLayout:
-    """One feed-forward sublayer: `inputs` produce the filters (one projection, or two in a GLU), `output` reads them."""
+    """One feed-forward sublayer: `inputs` make the filters (one projection, or two in a GLU), `output` reads them."""
 
     name: str
     inputs: tuple[str, ...]

@@ -13,7 +13,7 @@ from ..anatomy import Block, ModelAnatomy
 from ..anatomy.cut import UndoLog, cut_block
 from ..calibration import CalibrationData
 from ..config import StructuredPruningConfig
-from ..errors import InfeasibleBudgetError, PruningError
+from ..errors import InfeasibleBudgetError
 from .flops import flops_per_unit
 from .latency import compare_with_undone
 from .latency_search import search_latency_units

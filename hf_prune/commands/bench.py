@@ -107,9 +107,9 @@ def bench_models(
 
 def bench_table(bench: Bench) -> Table:
     """The rows as a table, a group per batch size and length."""
-    where = f"{bench.device}, {bench.dtype}" + (f", {bench.threads} threads" if bench.device == "cpu" else "")
+    threads = f", {bench.threads} thread{'s' * (bench.threads > 1)}" if bench.device == "cpu" else ""
     table = Table(
-        title=Text(f"Forward pass, median of {bench.repeats} ({where})"),
+        title=Text(f"Forward pass, median of {bench.repeats} ({bench.device}, {bench.dtype}{threads})"),
         caption=Text("ideal: the ratio of the FLOPs of attention and FFN; embeddings and task head are not in it"),
         box=box.SIMPLE_HEAD,
     )

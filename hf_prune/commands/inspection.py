@@ -116,7 +116,7 @@ def inspect_checkpoint(name: str) -> Inspection:
 
 
 def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data: Mapping[str, Any]) -> PruningReport:
-    """The report as far as a config tells it; checked like one that was read from a file."""
+    """The report as far as a config tells it: of filters it tells how many stayed, not which."""
     cost = data.get("cost")
     length = cost.get("sequence_length") if isinstance(cost, Mapping) else None
     if not isinstance(length, int) or length < 1:
@@ -131,7 +131,8 @@ def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data:
         )
         for when, units, extra in (("dense", "dense_units", removed), ("pruned", "kept_units", 0))
     }
-    return PruningReport.from_dict(
+    # What a file may hold anything for is checked as in a report; the blocks have been, when the model was built.
+    report = PruningReport.from_dict(
         {
             "model_name": name,
             "model_type": anatomy.model_type,
@@ -139,14 +140,15 @@ def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data:
             "sequence_length": length,
             "dense": asdict(sizes["dense"]),
             "pruned": asdict(sizes["pruned"]),
-            "blocks": [asdict(block) for block in blocks],
+            "blocks": [],
             "metrics": data.get("metrics") or {},
         }
     )
+    return replace(report, blocks=tuple(blocks))
 
 
 def _block_report(block: Block, entry: Mapping[str, Any] | None, length: int) -> BlockReport:
-    """A block's report; without an entry of its own it was not touched. The entry was checked when it was built."""
+    """A block's report; without an entry of its own it was not touched."""
     dense = entry["of"] if entry else block.units
     whole = tuple(range(dense)) if block.units == dense else ()
     return BlockReport(

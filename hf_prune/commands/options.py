@@ -88,9 +88,9 @@ def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[Fie
     for name in strategy_names() if strategies else ():
         config_class = config_class_of(name)
         hints = typing.get_type_hints(config_class)
-        for item in fields(config_class):
-            panel = "Budget: exactly one" if item.name in StructuredPruningConfig.BUDGETS else "Pruning"
-            yield item, hints[item.name], panel
+        budgets = StructuredPruningConfig.BUDGETS
+        for item in sorted(fields(config_class), key=lambda item: item.name not in budgets):
+            yield item, hints[item.name], "Budget: exactly one" if item.name in budgets else "Pruning"
 
 
 def _parameter(item: Field[Any], annotated: Any, panel: str) -> inspect.Parameter:
@@ -100,7 +100,7 @@ def _parameter(item: Field[Any], annotated: Any, panel: str) -> inspect.Paramete
     declaration, help_text = f"--{item.name}", item.metadata.get("help", "")
     extra: dict[str, Any] = {}
     if default is not None and default is not False:
-        help_text += f" [default: {str(default).lower() if base is bool else default}]"
+        help_text += f" Default: {str(default).lower() if base is bool else default}."
     if base is bool and default:
         declaration += f"/--no_{item.name}"
     elif typing.get_origin(base) is list:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -21,23 +21,18 @@ from .unit_gates import (
     remove_head_gates,
 )
 
-if TYPE_CHECKING:
-    _Base = PreTrainedModel
-else:
-    _Base = object
 
-
-class GateMixin(_Base):
+class GateMixin:
     """What head and filter gates share: saving as the original class, with gates folded in."""
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """`PreTrainedModel.save_pretrained` as the ungated class; gates end up in the saved weights."""
         if kwargs.get("state_dict") is None:
             kwargs["state_dict"] = self._folded_state_dict()
         with self._as_original_class():
             PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
 
-    def _folded_state_dict(self) -> dict[str, torch.Tensor]:
+    def _folded_state_dict(self: Any) -> dict[str, torch.Tensor]:
         state = self.state_dict()
         for slot in ("_head_gates", "_filter_gates"):
             gates: UnitGates | None = self.__dict__.get(slot)
@@ -48,7 +43,7 @@ class GateMixin(_Base):
         return state
 
     @contextmanager
-    def _as_original_class(self) -> Iterator[None]:
+    def _as_original_class(self: Any) -> Iterator[None]:
         """The class that transformers knows stands in while the architecture's name is taken from it."""
         gated = type(self)
         self.__class__ = _original_class(gated)
@@ -61,11 +56,11 @@ class GateMixin(_Base):
 class HeadGateMixin(GateMixin):
     """Head gates on a model; see `add_head_gates`."""
 
-    def add_head_gates(self, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+    def add_head_gates(self: Any, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
         """Puts gates on every head."""
         return add_head_gates(self, values)
 
-    def remove_head_gates(self) -> None:
+    def remove_head_gates(self: Any) -> None:
         """Takes them off again."""
         remove_head_gates(self)
 
@@ -78,11 +73,11 @@ class HeadGateMixin(GateMixin):
 class FilterGateMixin(GateMixin):
     """Filter gates on a model; see `add_filter_gates`."""
 
-    def add_filter_gates(self, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
+    def add_filter_gates(self: Any, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
         """Puts gates on every filter."""
         return add_filter_gates(self, values)
 
-    def remove_filter_gates(self) -> None:
+    def remove_filter_gates(self: Any) -> None:
         """Takes them off again."""
         remove_filter_gates(self)
 

@@ -124,7 +124,8 @@ def _add(
     if values is None:
         values = [torch.ones(block.units, device=_device(model, block)) for block in blocks]
     _check_values(blocks, values)
-    gates = UnitGates(model, blocks, [value.to(_device(model, block)) for block, value in zip(blocks, values)])
+    placed = [value.to(_device(model, block)) for block, value in zip(blocks, values, strict=True)]
+    gates = UnitGates(model, blocks, placed)
     model.__dict__[slot] = gates
     return gates
 

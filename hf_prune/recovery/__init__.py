@@ -1,6 +1,6 @@
 """What repairs a cut without training."""
 
-from .mask_tuning import solve_mask_scales
+from .mask_tuning import Solver, solve_mask_scales
 from .normal_equations import NormalEquations
 from .rearrange import rearrange_mask
 from .reconstruction import ReconstructionProblem, Repair, reconstruct
@@ -12,9 +12,10 @@ __all__ = [
     "NormalEquations",
     "ReconstructionProblem",
     "Repair",
+    "Solver",
     "choose_ridge",
-    "reconstruct",
     "rearrange_mask",
+    "reconstruct",
     "refit_projection",
     "refit_weights",
     "solve_mask_scales",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from scipy.sparse.linalg import lsmr as scipy_lsmr
 
 from ..errors import PruningError
 from .normal_equations import NormalEquations
@@ -104,14 +105,12 @@ def _lsmr(gram: torch.Tensor, rest: torch.Tensor, damp: float) -> torch.Tensor:
 def _lsmr_backend(device: torch.device) -> tuple[Any, Any, Any]:
     """How to hand a tensor over, the solver, and how to take its result back, for a device."""
     if device.type != "cuda":
-        from scipy.sparse.linalg import lsmr
-
-        return (lambda tensor: tensor.cpu().numpy()), lsmr, (lambda array: torch.from_numpy(array).to(device))
+        return (lambda tensor: tensor.cpu().numpy()), scipy_lsmr, (lambda array: torch.from_numpy(array).to(device))
     try:
         import cupy
-        from cupyx.scipy.sparse.linalg import lsmr
+        from cupyx.scipy.sparse.linalg import lsmr as cupy_lsmr
     except ImportError as error:
         raise PruningError(
             "solver='lsmr' on CUDA needs CuPy: pip install 'hf-prune[cuda12]' (or cuda13), or use solver='direct'."
         ) from error
-    return cupy.from_dlpack, lsmr, torch.from_dlpack
+    return cupy.from_dlpack, cupy_lsmr, torch.from_dlpack

@@ -26,13 +26,11 @@ class NormalEquations:
     @classmethod
     def zeros(cls, columns: int, hidden: int, device: torch.device) -> NormalEquations:
         """Of no tokens."""
-        double = {"dtype": torch.float64, "device": device}
-        return cls(
-            torch.zeros(columns + 1, columns + 1, **double),  # type: ignore[arg-type]
-            torch.zeros(columns + 1, hidden, **double),  # type: ignore[arg-type]
-            torch.zeros((), **double),  # type: ignore[arg-type]
-            torch.zeros((), **double),  # type: ignore[arg-type]
-        )
+
+        def double(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(double(columns + 1, columns + 1), double(columns + 1, hidden), double(), double())
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Adds tokens: inputs `[tokens, columns]`, targets `[tokens, hidden]`, float32 or float64."""

@@ -7,7 +7,7 @@ along on its own (Kwon et al. 2022, Eq. 12), so that a repair also makes up for 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from ..anatomy.cut import UndoLog, cut_block
 from ..calibration import Batch, CalibrationData
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations
-from .streams import Stream, accumulation_dtype, block_inputs, dense_targets, open_streams, valid_rows
+from .streams import Stream, accumulation_dtype, block_inputs, counted_rows, dense_targets, open_streams
 
 # Every fourth batch is held out for choosing regularisation; the final solve uses all of them.
 HELD_OUT_EVERY = 4
@@ -61,7 +61,7 @@ Solve = Callable[[ReconstructionProblem], Repair | None]
 def reconstruct(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
-    units: dict[str, Sequence[int]],
+    units: Mapping[str, Sequence[int]],
     data: CalibrationData,
     batches: Iterable[Batch],
     solve: Solve,
@@ -101,7 +101,7 @@ def reconstruct(
     return repairs
 
 
-def _cut_copy(original: nn.Module, blocks: Sequence[Block], units: dict[str, Sequence[int]]) -> nn.Module:
+def _cut_copy(original: nn.Module, blocks: Sequence[Block], units: Mapping[str, Sequence[int]]) -> nn.Module:
     """A copy of one layer, cut to the kept units."""
     layer = copy.deepcopy(original)
     for block in blocks:
@@ -118,7 +118,7 @@ def _problem(
     for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
         inputs, rest = block_inputs(layer, block, stream)
         held_out = len(streams) > 1 and index % HELD_OUT_EVERY == 1
-        parts[held_out].add(inputs, valid_rows(accumulation_dtype(target), stream.valid) - rest)
+        parts[held_out].add(inputs, counted_rows(accumulation_dtype(target), stream) - rest)
     for part in parts:
         for tensor in part.tensors():
             data.sum(tensor)

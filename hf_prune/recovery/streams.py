@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..anatomy import Block, Tap, linear_at
-from ..anatomy.layer_calls import LayerCall, StopForward, record_layer_calls
+from ..anatomy.layer_calls import LayerCall, StopForward, positions_read, record_layer_calls
 from ..calibration import Batch, valid_tokens, without_labels
 
 
@@ -29,23 +29,31 @@ class Stream:
         pruned: hidden states of the model as cut so far.
         calls: how each layer is called.
         valid: positions that are not padding, bool `[rows, length]`.
+        read: those of them whose last hidden state the model's output depends on.
     """
 
     dense: torch.Tensor
     pruned: torch.Tensor
     calls: list[LayerCall]
     valid: torch.Tensor
+    read: torch.Tensor
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """The positions on which the current layer's output matters: after the last layer, those that are read."""
+        return self.valid if len(self.calls) > 1 else self.read
 
 
 def open_streams(model: PreTrainedModel, layers: Sequence[str], batches: Iterable[Batch]) -> list[Stream]:
     """Runs the embeddings on every batch and records how the layers would be called."""
     streams = []
     for batch in batches:
-        first, calls = record_layer_calls(model, layers, without_labels(batch))
+        inputs = without_labels(batch)
+        first, calls = record_layer_calls(model, layers, inputs)
         valid = valid_tokens(batch).to(first.device)
         if valid.shape != first.shape[:2]:
             valid = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
-        streams.append(Stream(first, first, calls, valid))
+        streams.append(Stream(first, first, calls, valid, valid & positions_read(model, layers, inputs)))
     return streams
 
 
@@ -83,8 +91,8 @@ def block_inputs(layer: nn.Module, block: Block, stream: Stream) -> tuple[torch.
     """Runs the cut layer on the pruned stream up to one block.
 
     Returns:
-        The input of the block's output projection on valid tokens, `[tokens, columns]`, and the residual stream
-        without the block's own contribution, `[tokens, hidden]`; both in float32 or better.
+        The input of the block's output projection on the tokens that count, `[tokens, columns]`, and the residual
+        stream without the block's own contribution, `[tokens, hidden]`; both in float32 or better.
     """
     projection = linear_at(layer, block.output)
     inputs: list[torch.Tensor] = []
@@ -104,12 +112,12 @@ def block_inputs(layer: nn.Module, block: Block, stream: Stream) -> tuple[torch.
     finally:
         handle.remove()
     without = accumulation_dtype(sums[0]) - accumulation_dtype(outputs[0].reshape(sums[0].shape))
-    return valid_rows(accumulation_dtype(inputs[0]), stream.valid), valid_rows(without, stream.valid)
+    return counted_rows(accumulation_dtype(inputs[0]), stream), counted_rows(without, stream)
 
 
-def valid_rows(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """The valid tokens of `[rows, length, size]` (or the same, flattened), as `[tokens, size]`."""
-    return values.flatten(0, -2)[valid.flatten()]
+def counted_rows(values: torch.Tensor, stream: Stream) -> torch.Tensor:
+    """The tokens of `[rows, length, size]` (or the same, flattened) that count, as `[tokens, size]`."""
+    return values.flatten(0, -2)[stream.counted.flatten()]
 
 
 def accumulation_dtype(values: torch.Tensor) -> torch.Tensor:

@@ -28,14 +28,13 @@ class GradientRows:
 
     units: int
     examples: int = 0
-    absolute_sum: torch.Tensor | None = None
+    absolute_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     _parts: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, rows: torch.Tensor) -> None:
         """Adds gradients `[examples, units]`."""
         rows = rows.detach().float()
-        magnitude = rows.abs().sum(0).double()
-        self.absolute_sum = magnitude if self.absolute_sum is None else self.absolute_sum + magnitude
+        self.absolute_sum = self.absolute_sum.to(rows.device) + rows.abs().sum(0).double()
         self.examples += len(rows)
         self._parts.append(rows)
         if sum(map(len, self._parts)) > 2 * max(self.units, 256):
@@ -91,8 +90,8 @@ def iterate_gradients(
             gates, loss = _gated_loss(model, anatomy.blocks, batch)
             if not torch.isfinite(loss.total):
                 raise PruningError(
-                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half precision,"
-                    " labels out of range, or NaN in the inputs."
+                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
+                    " precision, labels out of range, or NaN in the inputs."
                 )
             yield list(torch.autograd.grad(loss.total, gates))
 

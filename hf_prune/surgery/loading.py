@@ -33,7 +33,7 @@ def install_build_hook() -> None:
         original(self)
 
     post_init.builds_pruned_models = True  # type: ignore[attr-defined]
-    PreTrainedModel.post_init = post_init  # type: ignore[method-assign]
+    PreTrainedModel.post_init = post_init
 
 
 def build_pruned(model: PreTrainedModel) -> None:

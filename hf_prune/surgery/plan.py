@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class PruningPlan:
             block = known[key]
             if any(not isinstance(unit, int) or not 0 <= unit < block.units for unit in units):
                 raise PruningError(f"{key}: unit indices must lie in 0 … {block.units - 1}, got {list(units)[:20]}.")
-            if any(after <= before for before, after in zip(units, units[1:], strict=False)):
+            if any(after <= before for before, after in pairwise(units)):
                 raise PruningError(f"{key}: unit indices must be in ascending order without repeats.")
             if len(units) < block.minimum:
                 raise PruningError(

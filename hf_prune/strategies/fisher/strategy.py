@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
@@ -9,7 +11,7 @@ from transformers.utils.logging import tqdm
 from ...anatomy import ModelAnatomy
 from ...budget import select_units
 from ...calibration import CalibrationData
-from ...recovery import MaskTuner, Repair, reconstruct, refit_weights
+from ...recovery import MaskTuner, Repair, Solver, reconstruct, refit_weights
 from ...recovery.rearrange import rearrange_with_gram
 from ...report.clock import StageClock
 from ...scores import GradientRows, fisher_scores, gradient_scores, iterate_gradients, magnitude_scores
@@ -46,6 +48,7 @@ def prune_by_fisher(
 
 
 def collect_gradients(model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData) -> dict[str, GradientRows]:
+    """Gate gradients of every block over this process's calibration data."""
     rows = {block.key: GradientRows(block.units) for block in anatomy.blocks}
     for gradients in iterate_gradients(model, anatomy, tqdm(data, desc="Gate gradients", unit="batch")):
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
@@ -95,7 +98,7 @@ def repair_blocks(
     """The repair that `config` asks for; what a reader should know is added to `notes`."""
     if config.recovery == "none":
         return {}
-    tuner = MaskTuner(config.solver, config.damp) if config.recovery == "mask_tuning" else None
+    tuner = MaskTuner(cast(Solver, config.solver), config.damp) if config.recovery == "mask_tuning" else None
     units = {block.key: plan.units(block) for block in anatomy.blocks}
     with tqdm(total=len(anatomy.blocks), desc="Repair", unit="block") as bar:
         repairs = reconstruct(
