@@ -64,6 +64,8 @@ def prune_model(
     if not isinstance(config, PruningConfig):
         raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
     anatomy = describe_model(model)
+    if not any(block.units for block in anatomy.blocks):
+        raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")
     _warn_if_untrained(model)
     data = CalibrationData(
         calibration_data,

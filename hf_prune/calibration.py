@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -84,6 +84,18 @@ class CalibrationData:
                 return
             seen += example_count(batch) * self.processes
             yield batch
+
+    @property
+    def batches(self) -> int | None:
+        """How many batches this process has; None where the data does not say."""
+        if not isinstance(self._batches, Sized):
+            return None
+        return len(range(self.batch_number(0), len(self._batches), self.processes))
+
+    def batch_number(self, index: int) -> int:
+        """The place among the batches of all processes of this process's batch number `index`."""
+        rank = self._accelerator.process_index if self._accelerator is not None else 0
+        return index * self.processes + rank
 
     def first(self) -> Batch:
         """The first batch of all, the same on every process."""

@@ -85,10 +85,12 @@ def run_demo(folder: Path, say: Say, *, flops: float = 0.5, seed: int = 0) -> De
         seed: of the data's split, the model's training and the choice of calibration rows.
 
     Raises:
-        PruningError: the folder holds something else, or the checkpoint does not give the same predictions.
+        PruningError: `flops` is no share, the folder holds something else, or the checkpoint does not give the same
+            predictions.
     """
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / REPORT_FILE).is_file())):
         raise PruningError(f"--output_dir {folder} exists and holds no earlier demo; name another folder.")
+    pruning = FisherPruningConfig(flops=flops)
     say("1/5  Docstrings of Python's standard library, to be told apart by topic")
     dataset = load_docstrings(seed)
     train, validation = dataset["train"], dataset["validation"]
@@ -101,7 +103,7 @@ def run_demo(folder: Path, say: Say, *, flops: float = 0.5, seed: int = 0) -> De
     rows = tokenize(dataset, tokenizer)
     result = prune_model(
         model,
-        FisherPruningConfig(flops=flops),
+        pruning,
         sample(rows["train"], CALIBRATION_ROWS, seed),
         data_collator=DataCollatorWithPadding(tokenizer),
         eval_dataset=rows["validation"],

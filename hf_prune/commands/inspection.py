@@ -37,18 +37,30 @@ class Inspection:
         anatomy: its blocks as they are now.
         parameters: all parameters it has now.
         report: what pruning did to it; None for a dense model.
-        mapped: the report with those blocks only whose kept units are known one by one. A config names the heads
-            that stayed, but only counts the filters.
+        only_counted: keys of the report's blocks of which it is known how many units stayed, but not which: a config
+            names heads and counts filters. Their `kept` stands for the number only.
     """
 
     name: str
     anatomy: ModelAnatomy
     parameters: int
-    report: PruningReport | None
-    mapped: PruningReport | None
+    report: PruningReport | None = None
+    only_counted: frozenset[str] = frozenset()
+
+    @property
+    def mapped(self) -> PruningReport | None:
+        """The report with those blocks only whose kept units are known one by one; None if there are none."""
+        if self.report is None:
+            return None
+        known = tuple(block for block in self.report.blocks if block.key not in self.only_counted)
+        return replace(self.report, blocks=known) if known else None
 
     def to_dict(self, sequence_length: int) -> dict[str, Any]:
-        """A JSON-serialisable form."""
+        """A JSON-serialisable form; `kept` is null where it is not known."""
+        pruning = self.report.to_dict() if self.report else None
+        for block in pruning["blocks"] if pruning else ():
+            if block["key"] in self.only_counted:
+                block["kept"] = None
         blocks = [
             {
                 "key": block.key,
@@ -67,7 +79,7 @@ class Inspection:
             "unit_parameters": total_unit_parameters(self.anatomy),
             "parameters": self.parameters,
             "blocks": blocks,
-            "pruning": self.report.to_dict() if self.report else None,
+            "pruning": pruning,
         }
 
 
@@ -106,13 +118,14 @@ def inspect_checkpoint(name: str) -> Inspection:
     holder = anatomy.blocks[0].holder
     data = pruning_of(model.get_submodule(holder).config)
     if data is None:
-        return Inspection(name, anatomy, parameters, None, None)
+        return Inspection(name, anatomy, parameters)
     report = _report_from_config(name, anatomy, parameters, data)
     written = _written_report(name)
     if written is not None and _sizes(written) == _sizes(report):
-        return Inspection(name, anatomy, parameters, written, written)
-    known = tuple(block for block in report.blocks if len(block.kept) == block.kept_units)
-    return Inspection(name, anatomy, parameters, report, replace(report, blocks=known) if known else None)
+        return Inspection(name, anatomy, parameters, written)
+    cut = {block.key for block in report.blocks if block.kept_units not in (0, block.dense_units)}
+    named = {block.key for block in anatomy.blocks if data["blocks"].get(block.local_key, {}).get("heads")}
+    return Inspection(name, anatomy, parameters, report, frozenset(cut - named))
 
 
 def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data: Mapping[str, Any]) -> PruningReport:
@@ -131,8 +144,7 @@ def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data:
         )
         for when, units, extra in (("dense", "dense_units", removed), ("pruned", "kept_units", 0))
     }
-    # What a file may hold anything for is checked as in a report; the blocks have been, when the model was built.
-    report = PruningReport.from_dict(
+    return PruningReport.from_dict(
         {
             "model_name": name,
             "model_type": anatomy.model_type,
@@ -140,23 +152,21 @@ def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data:
             "sequence_length": length,
             "dense": asdict(sizes["dense"]),
             "pruned": asdict(sizes["pruned"]),
-            "blocks": [],
+            "blocks": [asdict(block) for block in blocks],
             "metrics": data.get("metrics") or {},
         }
     )
-    return replace(report, blocks=tuple(blocks))
 
 
 def _block_report(block: Block, entry: Mapping[str, Any] | None, length: int) -> BlockReport:
     """A block's report; without an entry of its own it was not touched."""
     dense = entry["of"] if entry else block.units
-    whole = tuple(range(dense)) if block.units == dense else ()
     return BlockReport(
         key=block.key,
         kind=block.kind,
         dense_units=dense,
         kept_units=block.units,
-        kept=tuple(entry["heads"]) if entry and entry.get("heads") else whole,
+        kept=tuple(entry["heads"]) if entry and entry.get("heads") else tuple(range(block.units)),
         flops_per_unit=flops_per_unit(block, length),
         parameters_per_unit=block.parameters_per_unit,
     )

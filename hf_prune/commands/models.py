@@ -22,17 +22,27 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_tokenizer(name: str, config: PreTrainedConfig, split_words: bool = False) -> Any:
-    """The tokenizer that belongs to a model.
+    """The tokenizer that lies with a model.
 
     Args:
         name: local folder or Hub name.
         config: the model's.
         split_words: whether it has to take texts that are split into words.
+
+    Raises:
+        PruningError: there is none (transformers then makes one that knows no word), or one with more tokens than the model has embeddings.
     """
     extra = {"add_prefix_space": True} if split_words and config.model_type in _SPACE_BEFORE_WORDS else {}
     tokenizer = _load(AutoTokenizer, name, **extra)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise PruningError(f"{name} holds no tokenizer; save the model's own there (tokenizer.save_pretrained).")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > config.vocab_size:
+        raise PruningError(
+            f"The tokenizer in {name} knows {len(tokenizer):,} tokens and the model only {config.vocab_size:,}: they do"
+            " not belong together."
+        )
     return tokenizer
 
 
@@ -90,5 +100,6 @@ def _load(auto_class: Any, name: str, **settings: Any) -> Any:
     except PruningError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip() or "no reason given"
-        raise PruningError(f"{name} could not be loaded ({auto_class.__name__}): {reason.splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = name if Path(name).is_dir() else f"{name} (there is no such folder, so it was taken for a Hub name)"
+        raise PruningError(f"{where} could not be loaded with {auto_class.__name__}: {reason}") from error

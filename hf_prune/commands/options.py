@@ -101,7 +101,7 @@ def _parameter(item: Field[Any], annotated: Any, panel: str) -> inspect.Paramete
     extra: dict[str, Any] = {}
     if default is not None and default is not False:
         help_text += f" Default: {str(default).lower() if base is bool else default}."
-    if base is bool and default:
+    if base is bool:
         declaration += f"/--no_{item.name}"
     elif typing.get_origin(base) is list:
         help_text += " Can be repeated."

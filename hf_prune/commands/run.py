@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def run(request: RunRequest) -> PruningResult:
     )
     result.save_pretrained(arguments.output_dir, tokenizer=tokenizer)
     if arguments.push_to_hub:
-        note(f"Uploaded: {result.push_to_hub(arguments.push_to_hub, tokenizer=tokenizer)}")
+        _upload(result, arguments, tokenizer)
     return result
 
 
@@ -64,7 +65,8 @@ def check_output_folder(folder: Path, overwrite: bool, model: str) -> None:
     """Refuses an output folder that would cost the user something, before any work is done.
 
     Raises:
-        PruningError: it is a file, the model's own folder, or holds files that may not be overwritten.
+        PruningError: it is a file, the model's own folder, holds files that may not be overwritten, or cannot be
+            written to.
     """
     if folder.exists() and not folder.is_dir():
         raise PruningError(f"--output_dir {folder} is a file; name a folder.")
@@ -72,6 +74,21 @@ def check_output_folder(folder: Path, overwrite: bool, model: str) -> None:
         raise PruningError(f"--output_dir {folder} is the dense model's own folder; name another one.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise PruningError(f"--output_dir {folder} is not empty; name another folder or add --overwrite_output_dir.")
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise PruningError(f"--output_dir {folder}: no permission to write in {existing}; name another folder.")
+
+
+def _upload(result: PruningResult, arguments: RunArguments, tokenizer: Any) -> None:
+    repository = str(arguments.push_to_hub)
+    try:
+        note(f"Uploaded: {result.push_to_hub(repository, tokenizer=tokenizer)}")
+    except Exception as error:
+        # Which HTTP library the Hub's client raises the errors of differs between its versions.
+        raise PruningError(
+            f"The pruned model is in {arguments.output_dir}, but it could not be uploaded to {repository}:"
+            f" {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
 
 
 def _length(asked: int | None, task: Task, config: Any, tokenizer: Any) -> int:

@@ -117,7 +117,7 @@ def _problem(
     parts = [NormalEquations.zeros(columns, hidden, projection.weight.device) for _ in range(2)]
     for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
         inputs, rest = block_inputs(layer, block, stream)
-        held_out = len(streams) > 1 and index % HELD_OUT_EVERY == 1
+        held_out = data.batch_number(index) % HELD_OUT_EVERY == 1
         parts[held_out].add(inputs, counted_rows(accumulation_dtype(target), stream) - rest)
     for part in parts:
         for tensor in part.tensors():

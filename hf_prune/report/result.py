@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -44,7 +44,14 @@ class PruningResult:
     report: PruningReport
     config: PruningConfig
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, tokenizer: Any = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        tokenizer: Any = None,
+        card: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Writes the model, its card and the side files.
 
         Everything is written beside the target and moved there when it is complete: a failed or interrupted call
@@ -53,6 +60,8 @@ class PruningResult:
         Args:
             save_directory: where to; files of the same name are replaced.
             tokenizer: a tokenizer or processor to save along, so that `pipeline` finds it.
+            card: what only you know for the model card (`base_model`, `license`, `language`, `dataset`, `tags`,
+                `model_id`; see `pruned_model_card`).
             **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …).
         """
         with _complete_or_nothing(Path(save_directory)) as folder:
@@ -64,17 +73,27 @@ class PruningResult:
             save_file(kept, folder / PLAN_FILE, metadata={"counted_in": "the model that was pruned"})
             text = json.dumps(self.report.to_dict(), indent=2) + "\n"
             (folder / REPORT_FILE).write_text(text, encoding="utf8")
-            if find_spec("matplotlib") is not None:
-                self.report.plot(str(folder / PLOT_FILE))
-            pruned_model_card(self.report, self.model).save(folder / "README.md")
+            picture = PLOT_FILE if find_spec("matplotlib") is not None else None
+            if picture is not None:
+                self.report.plot(folder / picture)
+            pruned_model_card(self.report, self.model, picture=picture, **(card or {})).save(folder / "README.md")
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        card: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str:
         """Uploads what `save_pretrained` writes, as one commit.
 
         Args:
             repo_id: "name" or "organisation/name"; the repository is created if it does not exist.
             private: whether a new repository is private.
             token: a Hub token; by default the one that is logged in.
+            card: as for `save_pretrained`.
             **kwargs: for `save_pretrained`.
 
         Returns:
@@ -84,7 +103,7 @@ class PruningResult:
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(folder, **kwargs)
+            self.save_pretrained(folder, card={"model_id": repo, **(card or {})}, **kwargs)
             commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload pruned model")
         return str(commit.commit_url)
 

@@ -1,10 +1,11 @@
 """How important each unit is."""
 
-from .gradients import GradientRows, fisher_gradients, frozen, iterate_gradients
+from .gradients import GradientRows, evaluating, fisher_gradients, frozen, iterate_gradients
 from .importance import fisher_scores, gradient_scores, magnitude_scores
 
 __all__ = [
     "GradientRows",
+    "evaluating",
     "fisher_gradients",
     "fisher_scores",
     "frozen",

@@ -97,20 +97,32 @@ def iterate_gradients(
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with weights that need no gradient; both are restored."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode is restored."""
     training = {module: module.training for module in model.modules()}
-    needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
-    for parameter in needs_grad:
-        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in needs_grad:
-            parameter.requires_grad_(True)
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with weights that need no gradient; both are restored.
+
+    Parameters that are made meanwhile from frozen ones stay frozen, so this is no place for surgery.
+    """
+    needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in needs_grad:
+        parameter.requires_grad_(False)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for parameter in needs_grad:
+            parameter.requires_grad_(True)
 
 
 @dataclass

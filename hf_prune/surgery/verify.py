@@ -16,7 +16,7 @@ from ..calibration import Batch, without_labels
 from ..errors import PruningError
 from ..gates import UnitGates
 from ..recovery import Repair
-from ..scores import frozen
+from ..scores import evaluating
 from .plan import PruningPlan
 from .shrink import shrink_model
 
@@ -49,7 +49,7 @@ def apply_plan(
     """
     plan.validate(anatomy)
     repairs = repairs or {}
-    with torch.no_grad(), frozen(model):
+    with torch.no_grad(), evaluating(model):
         expected = None if batch is None else _masked_outputs(model, anatomy, plan, repairs, batch)
         log = UndoLog()
         try:

@@ -29,8 +29,12 @@ class FisherPruningConfig(StructuredPruningConfig):
         default="fisher",
         metadata={"help": "Score of a unit: 'fisher' (squared gradients), 'gradient' or 'magnitude'."},
     )
-    rearrange: bool = field(
-        default=True, metadata={"help": "Reselect units within each block with the full Fisher matrix."}
+    rearrange: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Reselect units within each block with the full Fisher matrix. Default: unless recovery is"
+            " 'weights', which gains more from the units that matter by themselves."
+        },
     )
     recovery: str = field(
         default="weights",
@@ -49,6 +53,8 @@ class FisherPruningConfig(StructuredPruningConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise PruningError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
+        if self.rearrange is None:
+            self.rearrange = self.recovery != "weights"
         if not self.damp >= 0:
             raise PruningError(f"damp={self.damp} must be at least 0.")
         if self.refit_examples is not None and self.refit_examples < 1:

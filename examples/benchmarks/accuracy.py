@@ -1,0 +1,192 @@
+"""Accuracy after post-training pruning, without retraining, by budget, recovery and calibration sample.
+
+The table: two models, FLOPs budgets from 0.7 down to 0.3, recovery none / mask_tuning / weights, three calibration
+samples of 2,048 train rows; at 0.6 and 0.4 also the ablations of Kwon et al. (2022): without search, without
+rearrangement, every layer alike, other importance metrics, 512 and 4,096 examples. Target: a mean loss over both tasks
+of at most 1.0 point at 0.5 of the FLOPs with the default settings.
+
+Every cell is kept in the cache as soon as it is measured; a run that was interrupted goes on where it stopped. Choose
+settings with --held-out, which evaluates on train rows that no calibration sample holds, and look at dev once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accuracy_cells import Cell, Request, cells_of, parse_filters
+from accuracy_plot import plot_accuracy
+from accuracy_tables import AccuracyResults, markdown_report
+from arguments import benchmark_parser, prepare_run, write_results
+from cells import CellCache, default_cache
+from datasets import Dataset
+from evaluation import predicted_classes
+from shared_gradients import SharedGradients
+from tasks import TASKS, TaskRows, load_model, load_tokenizer
+from tqdm import tqdm
+from transformers import DataCollatorWithPadding
+
+from hf_prune.budget import flops_per_unit, total_flops
+from hf_prune.calibration import CalibrationData
+from hf_prune.errors import PruningError
+from hf_prune.surgery import apply_plan
+
+
+class TaskRun:
+    """One task's dense model, what it predicts, and the calibration sample that is in use.
+
+    Args:
+        name: of the task.
+        arguments: of the script.
+        split: the rows to evaluate on.
+    """
+
+    def __init__(self, name: str, arguments: argparse.Namespace, split: str) -> None:
+        task = TASKS[name]
+        self.name = name
+        self._model = load_model(task, arguments.models, arguments.device)
+        tokenizer = load_tokenizer(task, arguments.models)
+        self._collator = DataCollatorWithPadding(tokenizer)
+        self._rows = TaskRows(task, arguments.data, tokenizer, self._model.config.label2id)
+        self._evaluation: Dataset = self._rows.evaluation(split, arguments.max_eval)
+        self._dense = predicted_classes(self._model, self._evaluation, self._collator)
+        self._sample: tuple[Any, SharedGradients | None] = (None, None)
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Prunes, evaluates, and puts the dense model back."""
+        shared = self._shared(cell)
+        anatomy = shared.anatomy
+        start = time.perf_counter()
+        cut = shared.cut(cell.config, cell.searched)
+        seconds = time.perf_counter() - start
+        log = apply_plan(self._model, anatomy, cut.plan, cut.repairs, shared.data.first())
+        try:
+            found = predicted_classes(self._model, self._evaluation, self._collator)
+        finally:
+            log.roll_back()
+        labels = self._evaluation.with_format("torch")["labels"][:]
+        kept = sum(cut.plan.count(block) * flops_per_unit(block, cut.sequence_length) for block in anatomy.blocks)
+        return {
+            "rows": len(labels),
+            "dense_correct": int((self._dense == labels).sum()),
+            "correct": int((found == labels).sum()),
+            "agreed": int((found == self._dense).sum()),
+            "flops_kept": kept / total_flops(anatomy, cut.sequence_length),
+            "sequence_length": cut.sequence_length,
+            "heads": [cut.plan.count(block) for block in anatomy.attentions],
+            "filters": [cut.plan.count(block) for block in anatomy.feed_forwards],
+            "notes": list(cut.notes),
+            "seconds_without_gradients": seconds,
+        }
+
+    def _shared(self, cell: Cell) -> SharedGradients:
+        key, shared = self._sample
+        if key != cell.sample or shared is None:
+            self._sample = (None, None)  # the old gradients go before the new ones come
+            rows = self._rows.calibration(cell.seed, cell.examples)
+            batch_size = cell.config.batch_size
+            data = CalibrationData(rows, self._model, data_collator=self._collator, batch_size=batch_size)
+            shared = SharedGradients(self._model, data)
+            self._sample = (cell.sample, shared)
+        return shared
+
+
+def measure_cells(
+    cells: Sequence[Cell], cache: CellCache, arguments: argparse.Namespace
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """What was measured for each cell, now or earlier; a failure is reported and its cell left out."""
+    found = []
+    run: TaskRun | None = None
+    missing = [cell for cell in cells if cache.read(cell.name, cell.settings()) is None]
+    with tqdm(total=0 if arguments.finished else len(missing), desc="Cells", unit="cell") as bar:
+        for cell in cells:
+            measured = cache.read(cell.name, cell.settings())
+            if measured is None and not arguments.finished:
+                bar.set_postfix_str(cell.name)
+                if run is None or run.name != cell.task:
+                    run = TaskRun(cell.task, arguments, cell.request.split)
+                measured = _measure(run, cell, cache)
+                bar.update()
+            if measured is not None:
+                found.append((cell, measured))
+    return found
+
+
+def _measure(run: TaskRun, cell: Cell, cache: CellCache) -> dict[str, Any] | None:
+    try:
+        measured = run.measure(cell)
+    except PruningError as error:
+        tqdm.write(f"{cell.name} failed: {error}", file=sys.stderr)
+        return None
+    cache.write(cell.name, cell.settings(), measured)
+    return measured
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Cell]]:
+    """The options, and the cells that they ask for."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--cache", type=Path, default=default_cache("accuracy"), help="default: %(default)s")
+    parser.add_argument("--tag", default="", help="part of every cell's key: the state of the code that is measured")
+    parser.add_argument("--seeds", type=int, default=3, help="calibration samples; default: %(default)s")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUES",
+        help="cells to measure: task=sst2 flops=0.5,0.4 recovery=weights ablation=full,uniform seed=0",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="SETTING=VALUE",
+        help="settings of FisherPruningConfig for every cell, values as JSON: refit_examples=1024",
+    )
+    parser.add_argument("--held-out", action="store_true", help="evaluate on held-out train rows instead of dev")
+    parser.add_argument("--finished", action="store_true", help="measure nothing, show the cells that are finished")
+    parser.add_argument("--max-eval", type=int, help="evaluation rows, to try the script")
+    parser.add_argument("--max-calibration", type=int, help="calibration examples at most, to try the script")
+    parser.add_argument("--plot", type=Path, help="picture to write; default: beside --output")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+        request = Request(
+            "held_out" if arguments.held_out else "dev",
+            arguments.max_eval,
+            arguments.max_calibration,
+            settings,
+            arguments.tag,
+        )
+        cells = cells_of(request, arguments.seeds, parse_filters(arguments.only))
+        for cell in cells[:1]:
+            cell.settings()  # refuses settings that the configuration does not have
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    return arguments, cells
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures what is missing and prints the tables."""
+    arguments, cells = parse_arguments(argv)
+    prepare_run(arguments)
+    measured = measure_cells(cells, CellCache(arguments.cache), arguments)
+    if not measured:
+        sys.exit("No cells: nothing passes the filters, or (with --finished) nothing was measured yet.")
+    results = AccuracyResults(measured)
+    print(markdown_report(results, cells[0].request.split))
+    summaries = [summary.to_dict() for summary in results.summaries()]
+    raw = [{**cell.settings(), "ablation": cell.ablation, "measured": values} for cell, values in measured]
+    models = {task: TASKS[task].model for task in results.tasks}
+    write_results(arguments.output, {"models": models, "summaries": summaries, "cells": raw})
+    picture = arguments.plot or (arguments.output.with_suffix(".png") if arguments.output else None)
+    if picture is not None:
+        plot_accuracy(results, picture)
+
+
+if __name__ == "__main__":
+    main()

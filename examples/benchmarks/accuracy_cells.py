@@ -1,0 +1,163 @@
+"""Which cells the accuracy table has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks import TASKS
+
+from hf_prune import FisherPruningConfig
+
+FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3)
+RECOVERIES = ("none", "mask_tuning", "weights")
+EXAMPLES = 2048
+# The whole pipeline, beside which the ablations stand.
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One deviation from the default pipeline.
+
+    Attributes:
+        title: what it is, for the table.
+        settings: of the configuration.
+        examples: calibration examples.
+        searched: whether the budget is divided between heads and filters by the search; otherwise the same fraction
+            of both is kept, those with the highest scores over all layers.
+    """
+
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    examples: int = EXAMPLES
+    searched: bool = True
+
+
+ABLATION_FLOPS = (0.6, 0.4)
+ABLATIONS = {
+    FULL: Ablation(f"all stages, {EXAMPLES:,} examples"),
+    "no_search": Ablation("without search", searched=False),
+    "no_rearrangement": Ablation("without rearrangement", {"rearrange": False}),
+    "uniform": Ablation("every layer alike", {"uniform": True}),
+    "gradient": Ablation("importance: first-order gradient", {"importance": "gradient"}),
+    "magnitude": Ablation("importance: weight magnitude", {"importance": "magnitude"}),
+    "512_examples": Ablation("512 examples", examples=512),
+    "4096_examples": Ablation("4,096 examples", examples=4096),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all cells of a run have in common.
+
+    Attributes:
+        split: "dev" or "held_out", see `tasks.TaskRows`.
+        max_eval: evaluation rows; None for all.
+        max_calibration: an upper limit on calibration examples; None for none.
+        settings: fields of the configuration that differ from its defaults.
+        tag: a name for the state of the code that is measured.
+    """
+
+    split: str
+    max_eval: int | None
+    max_calibration: int | None
+    settings: Mapping[str, Any]
+    tag: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruned model to be measured."""
+
+    task: str
+    flops: float
+    recovery: str
+    ablation: str
+    seed: int
+    request: Request
+
+    @property
+    def examples(self) -> int:
+        """Calibration examples."""
+        wanted, limit = ABLATIONS[self.ablation].examples, self.request.max_calibration
+        return wanted if limit is None else min(wanted, limit)
+
+    @property
+    def searched(self) -> bool:
+        """See `Ablation`."""
+        return ABLATIONS[self.ablation].searched
+
+    @property
+    def config(self) -> FisherPruningConfig:
+        """The configuration that is measured."""
+        settings = {**self.request.settings, **ABLATIONS[self.ablation].settings}
+        return FisherPruningConfig(flops=self.flops, recovery=self.recovery, **settings)
+
+    @property
+    def sample(self) -> tuple[str, int, int]:
+        """Cells with the same value share their calibration sample and its gradients."""
+        return self.task, self.seed, self.examples
+
+    @property
+    def name(self) -> str:
+        """A readable name, unique within a request."""
+        return f"{self.task}-{self.request.split}-{self.flops}-{self.recovery}-{self.ablation}-seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the measured numbers depend on, except for the code."""
+        return {
+            "task": self.task,
+            "split": self.request.split,
+            "max_eval": self.request.max_eval,
+            "examples": self.examples,
+            "seed": self.seed,
+            "searched": self.searched,
+            "config": self.config.to_dict(),
+            "tag": self.request.tag,
+        }
+
+
+def parse_filters(filters: Collection[str]) -> dict[str, set[str]]:
+    """Filters such as "flops=0.5,0.4" as allowed values by field.
+
+    Raises:
+        ValueError: a field or value that no cell has.
+    """
+    known = {
+        "task": set(TASKS),
+        "flops": set(map(str, FLOPS)),
+        "recovery": set(RECOVERIES),
+        "ablation": set(ABLATIONS),
+        "seed": None,
+    }
+    allowed: dict[str, set[str]] = {}
+    for text in filters:
+        name, _, values = text.partition("=")
+        if name not in known:
+            raise ValueError(f"--only {text}: no field {name!r}; cells have {', '.join(known)}")
+        allowed[name] = set(values.split(","))
+        strange = allowed[name] - (known[name] or allowed[name])
+        if strange:
+            raise ValueError(f"--only {text}: {name} is one of {', '.join(sorted(known[name] or ()))}")
+    return allowed
+
+
+def cells_of(request: Request, seeds: int, allowed: Mapping[str, Collection[str]]) -> list[Cell]:
+    """The cells that pass the filters, those that share gradients next to each other."""
+    cells = [
+        cell
+        for cell in _every_cell(request, seeds)
+        if all(str(getattr(cell, name)) in values for name, values in allowed.items())
+    ]
+    return sorted(cells, key=lambda cell: list(TASKS).index(cell.task) * 10**9 + cell.seed * 10**6 + cell.examples)
+
+
+def _every_cell(request: Request, seeds: int) -> Iterator[Cell]:
+    for task in TASKS:
+        for ablation in ABLATIONS:
+            for flops in FLOPS if ablation == FULL else ABLATION_FLOPS:
+                for recovery in RECOVERIES:
+                    for seed in range(seeds):
+                        yield Cell(task, flops, recovery, ablation, seed, request)

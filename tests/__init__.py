@@ -1,0 +1,1 @@
+"""A package, so that test modules can share `tests.small_models`."""

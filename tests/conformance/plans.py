@@ -1,0 +1,70 @@
+"""Plans that leave no kind of cut out, and masked models that owe nothing to gates or surgery."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_prune.anatomy import Block, ModelAnatomy, describe_model
+from hf_prune.surgery import PruningPlan, apply_plan, outputs, write_metadata
+from tests.small_models import Batch
+
+
+def varied_plan(anatomy: ModelAnatomy, seed: int = 0) -> PruningPlan:
+    """Of the attention blocks and of the FFN blocks: one empty, one whole, the others random.
+
+    Where the first layer needs a head (decoders), another layer is emptied.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, tuple[int, ...]] = {}
+    for blocks, empty, whole in ((anatomy.attentions, 1, 2), (anatomy.feed_forwards, 2, 1)):
+        for index, block in enumerate(blocks):
+            if index % 3 == empty:
+                kept[block.key] = tuple(range(block.minimum))
+            elif index % 3 == whole:
+                kept[block.key] = tuple(range(block.units))
+            else:
+                kept[block.key] = _random_units(block, generator)
+    return PruningPlan(kept)
+
+
+def _random_units(block: Block, generator: torch.Generator) -> tuple[int, ...]:
+    """Half of a block's units, the first one not among them; a block of fewer than two stays as it is."""
+    if block.units < 2:
+        return tuple(range(block.units))
+    order = (1 + torch.randperm(block.units - 1, generator=generator)).tolist()
+    return tuple(sorted(order[: block.units // 2]))
+
+
+def zeroed_copy(model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan) -> PreTrainedModel:
+    """The dense model with the output projections' columns of removed units set to zero."""
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in anatomy.blocks:
+            weight = masked.get_submodule(block.layer).get_submodule(block.output.path).weight
+            for unit in set(range(block.units)) - set(plan.units(block)):
+                weight[:, unit * block.output.width : (unit + 1) * block.output.width] = 0
+    return masked
+
+
+def run(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
+    """The model's outputs, without gradients."""
+    with torch.no_grad():
+        return outputs(model, batch)
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """The largest absolute difference between two models' outputs."""
+    assert len(one) == len(other) > 0
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def prune(model: PreTrainedModel, batch: Batch, seed: int = 0) -> PruningPlan:
+    """Shrinks a model to a varied plan, checked on a batch, and writes its metadata."""
+    anatomy = describe_model(model)
+    plan = varied_plan(anatomy, seed)
+    apply_plan(model, anatomy, plan, batch=batch)
+    write_metadata(model, anatomy, plan, {"strategy": "by hand"}, {}, {})
+    return plan

@@ -1,0 +1,44 @@
+"""Prunes a small model with the calibration data shared out over the processes; run by torchrun."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_prune import FisherPruningConfig, prune_model
+
+
+def main(folder: str) -> None:
+    """Writes every process's pruned weights and masks to `folder`."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        vocab_size=64,
+        max_position_embeddings=32,
+    )
+    model = BertForSequenceClassification(config).double()
+    model.classifier.bias.data.normal_()
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        {"input_ids": torch.randint(5, 64, (6 + index % 5,), generator=generator).tolist(), "label": index % 2}
+        for index in range(44)
+    ]
+    for recovery in ("weights", "mask_tuning"):
+        settings = FisherPruningConfig(flops=0.5, recovery=recovery, batch_size=8, refit_examples=None)
+        pruned = prune_model(copy.deepcopy(model), settings, Dataset.from_list(rows), accelerator=accelerator).model
+        name = f"{folder}/{recovery}-{accelerator.num_processes}-{accelerator.process_index}.safetensors"
+        save_file({key: value.contiguous() for key, value in pruned.state_dict().items()}, name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

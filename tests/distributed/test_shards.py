@@ -1,0 +1,49 @@
+"""Two processes that share the calibration data give what one process gives on all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "prune_shards.py"
+
+
+def launch(processes: int, folder: Path) -> None:
+    command = [sys.executable]
+    if processes > 1:
+        # A rendezvous of its own, so that runs side by side do not meet.
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    finished = subprocess.run(
+        [*command, str(SCRIPT), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    launch(1, folder)
+    launch(2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("recovery", ["weights", "mask_tuning"])
+def test_processes_agree_with_each_other_and_with_one_process(written: Path, recovery: str) -> None:
+    one, first, second = (
+        load_file(written / f"{recovery}-{name}.safetensors") for name in ("1-0", "2-0", "2-1")
+    )
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        assert value.shape == one[name].shape, name
+        assert torch.allclose(value, one[name], atol=1e-6), name
