@@ -1,7 +1,7 @@
 """Accuracy after post-training pruning, without retraining, by budget, recovery and calibration sample.
 
 The table: two models, FLOPs budgets from 0.7 down to 0.3, recovery none / mask_tuning / weights, three calibration
-samples of 2,048 train rows; at 0.6 and 0.4 also the ablations of Kwon et al. (2022): without search, without
+samples of 2,048 train rows; at 0.6 and 0.4 also the ablations of Kwon et al. (2022): without search, with and without
 rearrangement, every layer alike, other importance metrics, 512 and 4,096 examples. Target: a mean loss over both tasks
 of at most 1.0 point at 0.5 of the FLOPs with the default settings.
 
@@ -102,12 +102,12 @@ def measure_cells(
     """What was measured for each cell, now or earlier; a failure is reported and its cell left out."""
     found = []
     run: TaskRun | None = None
-    missing = [cell for cell in cells if cache.read(cell.name, cell.settings()) is None]
+    missing = {str(cell.settings()) for cell in cells if cache.read(cell.name, cell.settings()) is None}
     with tqdm(total=0 if arguments.finished else len(missing), desc="Cells", unit="cell") as bar:
         for cell in cells:
             measured = cache.read(cell.name, cell.settings())
             if measured is None and not arguments.finished:
-                bar.set_postfix_str(cell.name)
+                bar.set_postfix_str(f"{cell.name} {cell.ablation}")
                 if run is None or run.name != cell.task:
                     run = TaskRun(cell.task, arguments, cell.request.split)
                 measured = _measure(run, cell, cache)
@@ -121,7 +121,7 @@ def _measure(run: TaskRun, cell: Cell, cache: CellCache) -> dict[str, Any] | Non
     try:
         measured = run.measure(cell)
     except PruningError as error:
-        tqdm.write(f"{cell.name} failed: {error}", file=sys.stderr)
+        tqdm.write(f"{cell.name} ({cell.ablation}) failed: {error}", file=sys.stderr)
         return None
     cache.write(cell.name, cell.settings(), measured)
     return measured

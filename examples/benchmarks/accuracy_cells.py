@@ -13,7 +13,7 @@ from hf_prune import FisherPruningConfig
 FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3)
 RECOVERIES = ("none", "mask_tuning", "weights")
 EXAMPLES = 2048
-# The whole pipeline, beside which the ablations stand.
+# The pipeline as it is by default, beside which the ablations stand.
 FULL = "full"
 
 
@@ -37,8 +37,10 @@ class Ablation:
 
 ABLATION_FLOPS = (0.6, 0.4)
 ABLATIONS = {
-    FULL: Ablation(f"all stages, {EXAMPLES:,} examples"),
+    FULL: Ablation(f"default settings, {EXAMPLES:,} examples"),
     "no_search": Ablation("without search", searched=False),
+    # Whether units are rearranged by default depends on the recovery, so one of these two is always the default.
+    "rearrangement": Ablation("with rearrangement", {"rearrange": True}),
     "no_rearrangement": Ablation("without rearrangement", {"rearrange": False}),
     "uniform": Ablation("every layer alike", {"uniform": True}),
     "gradient": Ablation("importance: first-order gradient", {"importance": "gradient"}),
@@ -102,8 +104,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A readable name, unique within a request."""
-        return f"{self.task}-{self.request.split}-{self.flops}-{self.recovery}-{self.ablation}-seed{self.seed}"
+        """A readable name for the cache; an ablation that is the default has the default's name and settings."""
+        return f"{self.task}-{self.request.split}-{self.flops}-{self.recovery}-seed{self.seed}"
 
     def settings(self) -> dict[str, Any]:
         """Everything that the measured numbers depend on, except for the code."""

@@ -41,7 +41,7 @@ model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 inputs = tokenizer(json.load(sys.stdin), padding=True, truncation=True, return_tensors="pt")
 with torch.no_grad():
-    print(json.dumps(model(**inputs).logits.tolist()))
+    json.dump(model(**inputs).logits.tolist(), sys.stdout)
 """
 
 Say = Callable[[str], None]

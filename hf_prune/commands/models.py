@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 from ..errors import PruningError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-# Their tokenizers refuse words that are already split unless a space is put before each.
+# Their tokenizers join words that come already split, unless told to put a space before each.
 _SPACE_BEFORE_WORDS = {"bloom", "deberta", "gpt2", "longformer", "roberta"}
 
 
@@ -30,7 +30,8 @@ def load_tokenizer(name: str, config: PreTrainedConfig, split_words: bool = Fals
         split_words: whether it has to take texts that are split into words.
 
     Raises:
-        PruningError: there is none (transformers then makes one that knows no word), or one with more tokens than the model has embeddings.
+        PruningError: there is none (transformers then makes one that knows no word), or one with more tokens than the
+            model has embeddings.
     """
     extra = {"add_prefix_space": True} if split_words and config.model_type in _SPACE_BEFORE_WORDS else {}
     tokenizer = _load(AutoTokenizer, name, **extra)

@@ -60,6 +60,7 @@ class UnitGates:
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], values: Iterable[torch.Tensor]) -> None:
+        self._slot: tuple[nn.Module, str] | None = None
         self.blocks = tuple(blocks)
         self.gates = [UnitGate(value, block.output.width) for block, value in zip(self.blocks, values, strict=True)]
         self._handles = [
@@ -77,6 +78,15 @@ class UnitGates:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._slot is not None:
+            model, name = self._slot
+            model.__dict__.pop(name, None)
+            self._slot = None
+
+    def register(self, model: nn.Module, name: str) -> None:
+        """Keeps the gates as an attribute of the model until they are removed."""
+        model.__dict__[name] = self
+        self._slot = (model, name)
 
     def __enter__(self) -> UnitGates:
         return self
@@ -126,12 +136,12 @@ def _add(
     _check_values(blocks, values)
     placed = [value.to(_device(model, block)) for block, value in zip(blocks, values, strict=True)]
     gates = UnitGates(model, blocks, placed)
-    model.__dict__[slot] = gates
+    gates.register(model, slot)
     return gates
 
 
 def _remove(model: PreTrainedModel, slot: str) -> None:
-    gates = model.__dict__.pop(slot, None)
+    gates = model.__dict__.get(slot)
     if gates is not None:
         gates.remove()
 

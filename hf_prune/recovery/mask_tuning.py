@@ -72,13 +72,15 @@ def solve_mask_scales(
 
 def solve_positive(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Solves `matrix @ x = right` for a positive semi-definite float64 matrix; least-norm where it is singular."""
+    eps = torch.finfo(matrix.dtype).eps
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) == 0:
+    # A pivot of the size of the rounding error says that the matrix is singular, though it was not found negative.
+    if int(info) == 0 and bool((factor.diagonal().square() > eps * matrix.trace()).all()):
         solution = torch.cholesky_solve(right, factor)
         if torch.isfinite(solution).all():
             return solution
     values, vectors = torch.linalg.eigh(matrix)
-    cutoff = values[-1:].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    cutoff = values[-1:].clamp(min=0) * len(values) * eps
     inverse = torch.where(values > cutoff, 1 / values, 0.0)
     return vectors @ (inverse[:, None] * (vectors.T @ right))
 

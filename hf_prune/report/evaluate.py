@@ -37,9 +37,10 @@ def evaluate_model(
         trainer = Trainer(model, arguments, data_collator=data_collator, compute_metrics=compute_metrics)
         measured = trainer.evaluate(eval_dataset)
     model.train(training)
-    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    bookkeeping = {f"eval_{name}" for name in timing} | {"epoch"}
     return {
         name.removeprefix("eval_"): float(value)
         for name, value in measured.items()
-        if name not in timing and isinstance(value, (int, float))
+        if name not in bookkeeping and isinstance(value, (int, float))
     }

@@ -115,11 +115,33 @@ def _complete_or_nothing(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _open_up(temporary)
         if target.exists():
-            for file in temporary.iterdir():
-                os.replace(file, target / file.name)
+            _move_into(temporary, target)
         else:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Permissions as if the files had been written in place: temporary ones are for their owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Moves files into an existing folder and removes weights that an earlier model left there.
+
+    An old `model.safetensors` beside new shards would be the one that is loaded.
+    """
+    names = {file.name for file in source.iterdir()}
+    for name in names:
+        os.replace(source / name, target / name)
+    for pattern in ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*"):
+        for stale in target.glob(pattern):
+            if stale.name not in names:
+                stale.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from ..calibration import Batch, example_count, valid_tokens
 from ..errors import PruningError
 from ..gates.unit_gates import UnitGates
 from .per_example_loss import PerExampleLoss
+
+# Largest accepted difference, relative to the loss, between a batch and its examples alone: half precision included.
+SAME_LOSS = 0.02
 
 
 @dataclass
@@ -83,17 +87,20 @@ def iterate_gradients(
     model: PreTrainedModel, anatomy: ModelAnatomy, batches: Iterable[Batch]
 ) -> Iterator[list[torch.Tensor]]:
     """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`."""
+    checked = False
     with frozen(model):
         for index, batch in enumerate(batches):
-            if index == 0:
-                _check_independence(model, anatomy, batch)
             gates, loss = _gated_loss(model, anatomy.blocks, batch)
             if not torch.isfinite(loss.total):
                 raise PruningError(
-                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
-                    " precision, labels out of range, or NaN in the inputs."
+                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half precision,"
+                    " labels out of range, or NaN in the inputs."
                 )
-            yield list(torch.autograd.grad(loss.total, gates))
+            gradients = list(torch.autograd.grad(loss.total, gates))
+            if not checked and example_count(batch) > 1:
+                _check_independence(model, anatomy, batch)
+                checked = True
+            yield gradients
 
 
 @contextmanager
@@ -153,21 +160,32 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
 
 
 def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> None:
-    """Refuses losses in which one example's value depends on another's (contrastive losses, batch norms)."""
-    examples = example_count(batch)
-    if examples < 2:
-        return
-    pair = {key: value[:2] if _has_rows(value, examples) else value for key, value in batch.items()}
+    """Refuses losses that are no sum over examples: contrastive losses, statistics of a batch, unknown averages."""
+    pair = _rows(batch, 0, 2)
     gates, loss = _gated_loss(model, anatomy.blocks, pair)
     first = torch.stack([term[0] for term in loss.terms]).sum()
-    if not first.requires_grad:
-        return
-    for gradient in torch.autograd.grad(first, gates, allow_unused=True):
-        if gradient is not None and gradient[1:].any():
-            raise PruningError(
-                f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"
-                " exist. Use importance='magnitude', or a head whose loss is a sum over examples."
-            )
+    touched = torch.autograd.grad(first, gates, allow_unused=True) if first.requires_grad else ()
+    if any(gradient is not None and gradient[1:].any() for gradient in touched):
+        raise PruningError(
+            f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"
+            " exist. Use importance='magnitude', or a head whose loss is a sum over examples."
+        )
+    with torch.no_grad():
+        alone = sum(model(**_rows(batch, index, index + 1)).loss.sum().item() for index in range(2))
+    together = loss.total.item()
+    # An example without any label has no loss of its own, and nothing to compare with.
+    if math.isfinite(alone) and abs(together - alone) > SAME_LOSS * max(1.0, abs(alone)):
+        raise PruningError(
+            f"The loss of {type(model).__name__} on two examples, {together:.4g}, is not the sum of what the model gives"
+            f" for each example alone, {alone:.4g}: part of it is averaged in a way that cannot be split by example."
+            " Use a calibration batch size of 1 or importance='magnitude'."
+        )
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Some examples of a batch; what does not belong to single examples stays as it is."""
+    examples = example_count(batch)
+    return {key: value[start:stop] if _has_rows(value, examples) else value for key, value in batch.items()}
 
 
 def _has_rows(value: object, examples: int) -> bool:

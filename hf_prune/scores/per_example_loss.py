@@ -69,11 +69,13 @@ class PerExampleLoss(TorchFunctionMode):
 
     def _average(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Σ values / Σ weights per example, zero where an example has no weight."""
+        # A flat list with a value for every valid position comes first: its length may be a multiple of the batch too.
+        by_token = values.dim() == 1 and values.numel() == int(self.tokens.sum())
         values, weights = values.reshape(-1), weights.reshape(-1)
-        if values.numel() % self.examples == 0 and values.numel() >= self.examples:
+        if not by_token and values.numel() % self.examples == 0 and values.numel() >= self.examples:
             total = values.reshape(self.examples, -1).sum(1)
             weight = weights.reshape(self.examples, -1).sum(1)
-        elif values.numel() == int(self.tokens.sum()):
+        elif by_token:
             owner = torch.arange(self.examples, device=values.device).repeat_interleave(self.tokens.to(values.device))
             total = values.new_zeros(self.examples).index_add(0, owner, values)
             weight = weights.new_zeros(self.examples).index_add(0, owner, weights)
@@ -94,4 +96,4 @@ def _weights(func: Any, arguments: dict[str, Any], values: torch.Tensor) -> torc
     counted = target != arguments["ignore_index"]
     if arguments["weight"] is None:
         return counted.to(values.dtype)
-    return arguments["weight"][target.clamp(min=0)].to(values.dtype) * counted
+    return arguments["weight"][target.where(counted, 0)].to(values.dtype) * counted

@@ -24,6 +24,10 @@ def shrink_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> 
     """
     plan.validate(anatomy)
     log = UndoLog()
-    for block in anatomy.blocks:
-        cut_block(model.get_submodule(block.layer), block, plan.units(block), log)
+    try:
+        for block in anatomy.blocks:
+            cut_block(model.get_submodule(block.layer), block, plan.units(block), log)
+    except BaseException:
+        log.roll_back()
+        raise
     return log

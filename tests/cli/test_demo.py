@@ -7,25 +7,35 @@ import pytest
 from datasets import Dataset
 from transformers import BertForSequenceClassification, BertTokenizer
 
+from hf_prune.commands import demo
 from hf_prune.commands.demo import compare_with_new_process, run_demo
 from hf_prune.errors import PruningError
 from tests.cli.rows import Call, sentence
+
+ROWS = Dataset.from_dict({"text": [sentence(index) for index in range(8)]})
 
 
 def test_a_new_process_gives_the_same_logits(models: dict[str, Path], tokenizer: BertTokenizer) -> None:
     folder = models["classification"]
     model = BertForSequenceClassification.from_pretrained(folder).eval()
-    rows = Dataset.from_dict({"text": [sentence(index) for index in range(8)]})
-    assert compare_with_new_process(model, tokenizer, rows, folder) < 1e-5
-    model.classifier.bias.data[0] += 0.01
-    with pytest.raises(PruningError, match="gives other predictions"):
-        compare_with_new_process(model, tokenizer, rows, folder)
+    assert compare_with_new_process(model, tokenizer, ROWS, folder) < 1e-5
 
 
-def test_a_new_process_that_fails_is_quoted(models: dict[str, Path], tokenizer: BertTokenizer, tmp_path: Path) -> None:
-    model = BertForSequenceClassification.from_pretrained(models["classification"])
-    with pytest.raises(PruningError, match=r"in a new process failed:[\s\S]*Error"):
-        compare_with_new_process(model, tokenizer, Dataset.from_dict({"text": ["a cat"]}), tmp_path / "absent")
+def test_other_logits_are_noticed(
+    models: dict[str, Path], tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BertForSequenceClassification.from_pretrained(models["classification"]).eval()
+    logits = model(**tokenizer(ROWS["text"][:], padding=True, return_tensors="pt")).logits.tolist()
+    logits[3][0] += 0.01
+    monkeypatch.setattr(demo, "logits_of_new_process", lambda folder, texts: logits)
+    with pytest.raises(PruningError, match=r"gives other predictions: logits differ by 0\.01"):
+        compare_with_new_process(model, tokenizer, ROWS, models["classification"])
+
+
+def test_a_new_process_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "READ_BACK", "raise OSError('no such checkpoint')")
+    with pytest.raises(PruningError, match=r"in a new process failed:[\s\S]*no such checkpoint"):
+        demo.logits_of_new_process(tmp_path, ["a cat"])
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

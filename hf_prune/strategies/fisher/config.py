@@ -45,7 +45,7 @@ class FisherPruningConfig(StructuredPruningConfig):
     )
     damp: float = field(default=1.0, metadata={"help": "Damping of mask tuning."})
     refit_examples: int | None = field(
-        default=512, metadata={"help": "Calibration examples used for the repair; None for all."}
+        default=1024, metadata={"help": "Calibration examples used for the repair; None for all."}
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,103 @@
+"""Cutting single blocks, and putting back what was cut."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hf_prune import describe_model
+from hf_prune.anatomy.cut import UndoLog, cut_block, slice_index
+from tests.conformance.plans import difference, run
+from tests.small_models import HIDDEN, Case, case
+
+ITEMS = [case("bert", "classification"), case("distilbert", "classification")]
+
+
+def test_slice_index_lists_the_columns_of_units() -> None:
+    assert slice_index([0, 2], 3).tolist() == [0, 1, 2, 6, 7, 8]
+    assert slice_index([], 3).tolist() == []
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=str)
+def test_cut_keeps_rows_and_columns_of_the_named_units(item: Case) -> None:
+    model = item.model()
+    block = describe_model(model).attentions[0]
+    layer = model.get_submodule(block.layer)
+    old = copy.deepcopy(layer)
+    cut_block(layer, block, [1, 3], UndoLog())
+    columns = [*range(8, 16), *range(24, 32)]
+    for projection in block.inputs:
+        new, dense = layer.get_submodule(projection.path), old.get_submodule(projection.path)
+        assert torch.equal(new.weight, dense.weight[columns])
+        assert torch.equal(new.bias, dense.bias[columns])
+        assert (new.in_features, new.out_features) == (HIDDEN, 16)
+    new, dense = layer.get_submodule(block.output.path), old.get_submodule(block.output.path)
+    assert torch.equal(new.weight, dense.weight[:, columns])
+    assert torch.equal(new.bias, dense.bias)
+    assert (new.in_features, new.out_features) == (16, HIDDEN)
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=str)
+def test_cut_parameters_are_trainable_where_the_old_ones_were(item: Case) -> None:
+    model = item.model()
+    block = describe_model(model).feed_forwards[0]
+    layer = model.get_submodule(block.layer)
+    layer.get_submodule(block.output.path).weight.requires_grad_(False)
+    cut_block(layer, block, [1, 3], UndoLog())
+    assert layer.get_submodule(block.inputs[0].path).weight.requires_grad
+    assert not layer.get_submodule(block.output.path).weight.requires_grad
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=str)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("units", [(), (2,)], ids=["empty", "one"])
+def test_undo_log_swaps_and_rolls_back(item: Case, attention: str, units: tuple[int, ...]) -> None:
+    model, batch = item.model(attention), item.batch()
+    anatomy = describe_model(model)
+    dense, dense_state = run(model, batch), model.state_dict()
+    attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    log = UndoLog()
+    for block in anatomy.blocks:
+        cut_block(model.get_submodule(block.layer), block, units, log)
+    cut, cut_state = run(model, batch), model.state_dict()
+    assert difference(dense, cut) > 0.1
+
+    for state, outputs in ((dense_state, dense), (cut_state, cut), (dense_state, dense)):
+        log.swap()
+        assert model.state_dict().keys() == state.keys()
+        # The very same tensors come back, not copies.
+        assert all(value.data_ptr() == state[name].data_ptr() for name, value in model.state_dict().items())
+        assert difference(run(model, batch), outputs) == 0
+    log.swap()
+    log.roll_back()
+    log.roll_back()
+    assert difference(run(model, batch), dense) == 0
+    for name, module in model.named_modules():
+        assert module.__dict__.keys() == attributes[name].keys()
+    assert describe_model(model) == anatomy
+
+
+def test_undo_log_forgets_attributes_that_were_not_there() -> None:
+    module, log = nn.Linear(2, 2), UndoLog()
+    log.set(module, "forward", lambda values: values)
+    assert "forward" in vars(module)
+    log.roll_back()
+    assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=str)
+def test_attention_without_heads_returns_probabilities_of_no_heads(item: Case) -> None:
+    for attention, shape in (("eager", (4, 0, 9, 9)), ("sdpa", None)):
+        model, batch = item.model(attention), item.batch()
+        block = describe_model(model).attentions[1]
+        cut_block(model.get_submodule(block.layer), block, [], UndoLog())
+        core = model.get_submodule(block.layer).get_submodule(block.layout.core)
+        with torch.no_grad():
+            probabilities = core(torch.randn(4, 9, HIDDEN))[1]
+            attentions = model(**batch, output_attentions=attention == "eager").attentions
+        assert (None if probabilities is None else tuple(probabilities.shape)) == shape
+        if attention == "eager":
+            assert [entry.shape[1] for entry in attentions] == [4, 0, 4]

@@ -1,0 +1,148 @@
+"""What `describe_model` says about costs, against parameters and multiplications counted by other means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+    PreTrainedModel,
+)
+
+from hf_prune import PruningError, UnsupportedModelError, count_flops, describe_model
+from hf_prune.anatomy import linear_at, supported_model_types
+from hf_prune.surgery import PruningPlan, shrink_model
+from tests.small_models import FILTERS, HEADS, HIDDEN, LAYERS, Case, case
+
+LENGTH = 9
+ONE_MODEL_PER_LAYOUT = [case("bert", "classification"), case("distilbert", "classification")]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiplied(model: PreTrainedModel, length: int) -> int:
+    """FLOPs of one sequence, counted by PyTorch while the model runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.full((1, length), 7), attention_mask=torch.ones(1, length, dtype=torch.long))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("item", ONE_MODEL_PER_LAYOUT, ids=str)
+def test_costs_of_a_unit_are_what_disappears_with_it(item: Case) -> None:
+    for index in range(2 * LAYERS):
+        model = item.model("eager")
+        anatomy = describe_model(model)
+        block = anatomy.blocks[index]
+        before = parameters(model), multiplied(model, LENGTH)
+        shrink_model(model, anatomy, PruningPlan({block.key: tuple(range(1, block.units))}))
+        assert before[0] - parameters(model) == block.parameters_per_unit
+        assert before[1] - multiplied(model, LENGTH) == 2 * block.macs_per_unit(LENGTH)
+
+
+@pytest.mark.parametrize("item", ONE_MODEL_PER_LAYOUT, ids=str)
+def test_count_flops_is_all_that_is_multiplied_in_the_layers(item: Case) -> None:
+    model = item.model("eager")
+    whole = multiplied(model, LENGTH)
+    counted = count_flops(model, LENGTH)
+    anatomy = describe_model(model)
+    shrink_model(model, anatomy, PruningPlan({block.key: () for block in anatomy.blocks}))
+    assert counted == whole - multiplied(model, LENGTH)
+    assert count_flops(model, LENGTH) == 0
+    with pytest.raises(PruningError, match="sequence_length=0"):
+        count_flops(model, 0)
+
+
+def test_blocks_of_bert_in_the_papers_numbers() -> None:
+    anatomy = describe_model(BertForSequenceClassification(BertConfig(num_hidden_layers=1)))
+    attention, feed_forward = anatomy.blocks
+    # BERT-base at 128 tokens (Kwon et al. 2022, their reference count): multiply-accumulates of a head and a filter.
+    assert (attention.units, attention.macs_per_unit(128)) == (12, 27_262_976)
+    assert (feed_forward.units, feed_forward.macs_per_unit(128)) == (3072, 196_608)
+
+
+def test_blocks_come_in_the_order_in_which_they_run() -> None:
+    model = case("bert", "cross_attention").model()
+    anatomy = describe_model(model)
+    ran = []
+    for block in anatomy.blocks:
+        projection = linear_at(model.get_submodule(block.layer), block.output)
+        projection.register_forward_hook(lambda *args, key=block.key: ran.append(key))
+    with torch.no_grad():
+        model(**case("bert", "cross_attention").batch())
+    assert ran == [block.key for block in anatomy.blocks]
+    assert ran[:3] == ["encoder.layer.0.attention", "encoder.layer.0.crossattention", "encoder.layer.0.intermediate"]
+
+
+def test_keys_do_not_depend_on_the_task_head() -> None:
+    for model_type in supported_model_types():
+        keys = {
+            tuple(block.key for block in describe_model(case(model_type, task).model()).blocks)
+            for task in ("bare", "classification", "masked", "answers")
+        }
+        assert len(keys) == 1
+
+
+def test_lookup_and_text() -> None:
+    anatomy = describe_model(case("bert", "classification").model())
+    block = anatomy["encoder.layer.1.intermediate"]
+    assert (block.kind, block.units, block.head_dim, block.heads_per_unit) == ("feed_forward", FILTERS, 0, 0)
+    head = anatomy["encoder.layer.1.attention"]
+    assert (head.kind, head.units, head.head_dim, head.heads_per_unit) == ("attention", HEADS, HIDDEN // HEADS, 1)
+    assert anatomy.blocks_of_layer("bert.encoder.layer.1") == (head, block)
+    assert "encoder.layer.1.attention: 4 heads of 8" in str(anatomy)
+    with pytest.raises(KeyError, match="no block named 'layer.9'"):
+        anatomy["layer.9"]
+
+
+class TestRefusals:
+    def test_unknown_family(self) -> None:
+        model = AutoModel.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20))
+        with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*Supported: bert.*families\.py"):
+            describe_model(model)
+
+    def test_not_a_transformers_model(self) -> None:
+        with pytest.raises(UnsupportedModelError, match="Linear is not a transformers PreTrainedModel"):
+            describe_model(nn.Linear(2, 2))
+
+    def test_peft_model_and_the_model_inside_it(self) -> None:
+        wrapped = get_peft_model(case("bert", "classification").model(), LoraConfig(target_modules=["query"]))
+        with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
+            describe_model(wrapped)
+        with pytest.raises(UnsupportedModelError, match=r"self\.query is a .* Merge adapters"):
+            describe_model(wrapped.get_base_model())
+
+    def test_quantised_weights(self) -> None:
+        model = case("bert", "classification").model()
+        dense = model.bert.encoder.layer[1].intermediate.dense
+        dense.weight = nn.Parameter(dense.weight.detach().to(torch.int8), requires_grad=False)
+        with pytest.raises(UnsupportedModelError, match=r"layer\.1\.intermediate.*before quantising"):
+            describe_model(model)
+
+    def test_several_stacks_of_layers(self) -> None:
+        encoder = BertConfig(**case("bert", "bare").settings)
+        model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(encoder, encoder))
+        with pytest.raises(UnsupportedModelError, match="several stacks"):
+            describe_model(model)
+        assert len(describe_model(model.encoder).layers) == LAYERS
+
+    def test_projections_that_disagree(self) -> None:
+        model = case("bert", "classification").model()
+        model.bert.encoder.layer[0].attention.self.value = nn.Linear(HIDDEN, HIDDEN - 8)
+        with pytest.raises(UnsupportedModelError, match="disagree about the number of units"):
+            describe_model(model)
+
+    def test_supported_family_without_layers(self) -> None:
+        model = case("bert", "classification").model()
+        del model.bert.encoder
+        with pytest.raises(UnsupportedModelError, match="nothing to prune"):
+            describe_model(model)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_prune import describe_model
+from hf_prune.scores import GradientRows, fisher_scores, gradient_scores, magnitude_scores
+from tests.small_models import case
+
+
+def test_fisher_is_the_sum_of_squares() -> None:
+    gradients = [torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[2.0], [0.0]])]
+    assert [score.tolist() for score in fisher_scores(gradients)] == [[10.0, 4.25], [4.0]]
+    assert fisher_scores(gradients)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("item", [case("bert", "classification"), case("distilbert", "classification")], ids=str)
+def test_magnitude_sums_the_weights_of_a_unit(item: object) -> None:
+    model = item.model()
+    blocks = describe_model(model).blocks
+    scores = magnitude_scores(model, blocks)
+    layer = model.get_submodule(blocks[0].layer)
+    attention = [layer.get_submodule(projection.path).weight.detach().double().abs() for projection in blocks[0].projections]
+    # Head 2 of size 8: rows 16 … 23 of query, key and value, and the same columns of the output projection.
+    head = sum(weight[16:24].sum() for weight in attention[:3]) + attention[3][:, 16:24].sum()
+    assert scores[0][2].item() == pytest.approx(head.item(), rel=1e-12)
+    inner, outer = (layer.get_submodule(item.path).weight.detach().double().abs() for item in blocks[1].projections)
+    assert scores[1][5].item() == pytest.approx((inner[5].sum() + outer[:, 5].sum()).item(), rel=1e-12)
+    assert [len(score) for score in scores] == [block.units for block in blocks]
+
+
+class TestGradientRows:
+    @pytest.mark.parametrize(("units", "batches", "size"), [(3, 40, 32), (300, 30, 32), (5, 1, 2), (1, 600, 1)])
+    def test_gram_matrix_and_sums_survive_compaction(self, units: int, batches: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(units)
+        rows, everything = GradientRows(units), []
+        for _ in range(batches):
+            part = torch.randn(size, units, generator=generator)
+            everything.append(part.double())
+            rows.add(part)
+            assert len(rows.matrix()) <= 2 * max(units, 256) + size
+        stacked, matrix = torch.cat(everything), rows.matrix()
+        expected = stacked.T @ stacked
+        found = matrix.double().T @ matrix.double()
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.allclose(fisher_scores([matrix])[0], stacked.square().sum(0), rtol=1e-5)
+        assert torch.allclose(gradient_scores([rows.absolute_sum])[0], stacked.abs().sum(0), rtol=1e-6)
+        assert rows.examples == batches * size
+        assert matrix.dtype == torch.float32
+
+    def test_compaction_takes_place(self) -> None:
+        rows = GradientRows(4)
+        for _ in range(40):
+            rows.add(torch.randn(32, 4))
+        assert rows.examples == 1280
+        assert len(rows.matrix()) < 600
+
+    def test_nothing_added(self) -> None:
+        assert GradientRows(4).matrix().shape == (0, 4)
