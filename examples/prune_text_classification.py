@@ -44,10 +44,9 @@ def parse_arguments() -> tuple[ScriptArguments, PruningConfig]:
 def load_rows(arguments: ScriptArguments) -> DatasetDict:
     if arguments.dataset_name:
         return load_dataset(arguments.dataset_name, arguments.dataset_config_name)
-    files = [("train", arguments.train_file), ("validation", arguments.validation_file)]
-    return load_dataset(
-        "csv", data_files={split: file for split, file in files if file}, delimiter="\t", quoting=csv.QUOTE_NONE
-    )
+    files = {"train": arguments.train_file, "validation": arguments.validation_file}
+    given = {split: file for split, file in files.items() if file}
+    return load_dataset("csv", data_files=given, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def main() -> None:
@@ -63,11 +62,10 @@ def main() -> None:
     def tokenized(split: Dataset) -> Dataset:
         return split.map(tokenize, batched=True, remove_columns=split.column_names)
 
-    count = min(arguments.examples, len(rows["train"]))
     result = prune_model(
         model,
         config,
-        tokenized(rows["train"].shuffle(seed=0).select(range(count))),
+        tokenized(rows["train"].shuffle(seed=0).take(arguments.examples)),
         data_collator=DataCollatorWithPadding(tokenizer),
         eval_dataset=tokenized(rows["validation"]) if "validation" in rows else None,
         compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},

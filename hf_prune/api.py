@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from .anatomy import ModelAnatomy, describe_model
+from .anatomy.cut import UndoLog
 from .budget.latency import compare_with_undone
 from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
@@ -21,8 +24,10 @@ from .report.clock import StageClock
 from .report.evaluate import evaluate_model
 from .report.report import LatencySetting
 from .report.result import PruningResult
+from .scores import evaluating
 from .strategies.base import Cut
 from .surgery import apply_plan, write_metadata
+from .surgery.metadata import metadata_snapshot, restore_metadata, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -76,37 +81,38 @@ def prune_model(
     )
     clock, metrics = StageClock(), {}
     if eval_dataset is not None:
-        with clock("evaluation"):
+        with clock("evaluation"), evaluating(model):
             metrics["dense"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
     dense_parameters = count_parameters(model)
     cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
     with clock("surgery"):
-        latencies, setting = _cut_and_time(model, anatomy, config, cut, data)
-    if retrain is not None:
-        with clock("retraining"):
-            retrain(model).train()
-    if eval_dataset is not None:
-        with clock("evaluation"):
-            metrics["pruned"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
-    report = build_report(
-        model=model,
-        config=config,
-        blocks=block_reports(anatomy, cut.plan, cut.sequence_length),
-        sequence_length=cut.sequence_length,
-        dense_parameters=dense_parameters,
-        latencies=latencies,
-        latency_setting=setting,
-        stages=clock.seconds,
-        metrics=metrics,
-        notes=cut.notes,
-    )
-    write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
-    return PruningResult(model, cut.plan, report, config)
+        log, latencies, setting = _cut_and_time(model, anatomy, config, cut, data)
+    with _undone_on_failure(model, anatomy, log, trained=retrain is not None):
+        report = build_report(
+            model=model,
+            config=config,
+            blocks=block_reports(anatomy, cut.plan, cut.sequence_length),
+            sequence_length=cut.sequence_length,
+            dense_parameters=dense_parameters,
+            latencies=latencies,
+            latency_setting=setting,
+            notes=cut.notes,
+        )
+        # Written before retraining, so that the checkpoints of a Trainer can be loaded.
+        write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
+        if retrain is not None:
+            with clock("retraining"):
+                retrain(model).train()
+        if eval_dataset is not None:
+            with clock("evaluation"), evaluating(model):
+                metrics["pruned"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
+            write_metrics(model, anatomy, metrics)
+    return PruningResult(model, cut.plan, replace(report, stages=clock.seconds, metrics=metrics), config)
 
 
 def _cut_and_time(
     model: PreTrainedModel, anatomy: ModelAnatomy, config: PruningConfig, cut: Cut, data: CalibrationData
-) -> tuple[tuple[float, float], LatencySetting]:
+) -> tuple[UndoLog, tuple[float, float], LatencySetting]:
     """Applies the cut, checked on a calibration batch, and times the model with and without it."""
     log = apply_plan(model, anatomy, cut.plan, cut.repairs, data.first())
     batch_size = config.latency_batch_size if isinstance(config, StructuredPruningConfig) else 1
@@ -122,7 +128,29 @@ def _cut_and_time(
         dtype=str(model.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
-    return latencies, setting
+    return log, latencies, setting
+
+
+@contextmanager
+def _undone_on_failure(model: PreTrainedModel, anatomy: ModelAnatomy, log: UndoLog, trained: bool) -> Iterator[None]:
+    """Takes the cut back, and any training since, if what follows it fails or is interrupted."""
+    device, modes = model.device, [(module, module.training) for module in model.modules()]
+    weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters()] if trained else []
+    metadata = metadata_snapshot(model, anatomy)
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in weights:
+                parameter.copy_(value)
+                parameter.grad = None
+        log.roll_back()
+        restore_metadata(metadata)
+        if model.device != device:
+            model.to(device)
+        for module, mode in modes:
+            module.training = mode
+        raise
 
 
 def _cost(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -54,7 +54,10 @@ class CalibrationData:
         self._accelerator = accelerator
         self._device = model.device
         self._accepted = set(inspect.signature(model.forward).parameters) - {"self", "kwargs"}
-        self._batches = self._as_batches(data, data_collator or _padding_collator(model), batch_size)
+        self._model_name = type(model).__name__
+        self._inputs = (model.main_input_name, "inputs_embeds")
+        collator = data_collator or _padding_collator(model, self._accepted)
+        self._batches = self._as_batches(data, collator, batch_size)
         first = next(iter(self._batches), None)
         if first is None:
             raise PruningError("The calibration data is empty; a few hundred to a few thousand examples are needed.")
@@ -88,9 +91,11 @@ class CalibrationData:
     @property
     def batches(self) -> int | None:
         """How many batches this process has; None where the data does not say."""
-        if not isinstance(self._batches, Sized):
+        try:
+            total = len(cast(Sized, self._batches))
+        except TypeError:  # a stream, or a DataLoader on one
             return None
-        return len(range(self.batch_number(0), len(self._batches), self.processes))
+        return len(range(self.batch_number(0), total, self.processes))
 
     def batch_number(self, index: int) -> int:
         """The place among the batches of all processes of this process's batch number `index`."""
@@ -101,7 +106,7 @@ class CalibrationData:
         """The first batch of all, the same on every process."""
         return self._prepare(next(iter(self._batches)))
 
-    def sequence_length(self, batches: int = 8) -> int:
+    def sequence_length(self, batches: int = 64) -> int:
         """Mean number of valid tokens per example over the first batches, rounded up; at least 1."""
         tokens = examples = 0
         for batch in itertools.islice(self._batches, batches):
@@ -135,12 +140,9 @@ class CalibrationData:
         if isinstance(data, Dataset):
             unused = [name for name in data.column_names if _LABEL_COLUMNS.get(name, name) not in self._accepted]
             if len(unused) == len(data.column_names):
-                raise PruningError(
-                    f"None of the calibration data's columns ({', '.join(data.column_names) or 'none'}) is an argument"
-                    f" of the model ({', '.join(sorted(self._accepted))}). Tokenise the data first."
-                )
+                raise PruningError(_no_argument(data.column_names, self._accepted))
             return _row_batches(data.remove_columns(unused), collator, batch_size)
-        if isinstance(data, Sequence) and len(data) and _is_row(data[0]):
+        if _is_map_style(data) and len(data) and _is_row(data[0]):
             return _row_batches(data, collator, batch_size)
         if isinstance(data, Iterator):
             return list(data)
@@ -163,10 +165,10 @@ class CalibrationData:
             for key, value in named.items()
             if key in self._accepted
         }
-        if not any(isinstance(value, torch.Tensor) for value in kept.values()):
+        if not any(isinstance(kept.get(name), torch.Tensor) for name in self._inputs):
             raise PruningError(
-                f"A calibration batch with the keys {', '.join(map(str, batch)) or '(none)'} holds no tensor that the"
-                f" model takes ({', '.join(sorted(self._accepted))})."
+                f"A calibration batch with the keys {', '.join(map(str, batch)) or '(none)'} holds no tensor named"
+                f" {' or '.join(self._inputs)}, which {self._model_name} reads. Tokenise the data first."
             )
         return kept
 
@@ -199,6 +201,13 @@ def without_labels(batch: Batch) -> Batch:
     }
 
 
+def _no_argument(columns: Iterable[str], accepted: Collection[str]) -> str:
+    return (
+        f"None of the calibration data's columns ({', '.join(columns) or 'none'}) is an argument of the model"
+        f" ({', '.join(sorted(accepted))}). Tokenise the data first."
+    )
+
+
 def _row_batches(rows: Any, collator: Collator, batch_size: int) -> DataLoader[Any]:
     """Batches of rows of similar length, in a fixed random order.
 
@@ -216,7 +225,14 @@ def _lengths(rows: Any) -> list[int] | None:
     """Tokens per row, or None where rows hold no token ids."""
     if isinstance(rows, Dataset):
         return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
-    return [len(row["input_ids"]) for row in rows] if len(rows) and "input_ids" in rows[0] else None
+    if not len(rows) or "input_ids" not in rows[0]:
+        return None
+    return [len(rows[index]["input_ids"]) for index in range(len(rows))]
+
+
+def _is_map_style(data: Any) -> bool:
+    """Whether items are read by their number: a list, or a PyTorch `Dataset` of the user's own."""
+    return isinstance(data, Sized) and hasattr(data, "__getitem__") and not isinstance(data, (Mapping, str))
 
 
 def _is_row(item: Any) -> bool:
@@ -227,7 +243,7 @@ def _is_row(item: Any) -> bool:
     return not tensors or (all(value.dim() < 2 for value in tensors) and "input_ids" in item)
 
 
-def _padding_collator(model: PreTrainedModel) -> Collator:
+def _padding_collator(model: PreTrainedModel, accepted: Collection[str]) -> Collator:
     """Pads ragged rows to the longest of their batch, as the usual collators do, with what the config knows."""
     pad_token = getattr(model.config, "pad_token_id", None) or 0
     fill = {"input_ids": pad_token, "labels": -100}
@@ -236,12 +252,16 @@ def _padding_collator(model: PreTrainedModel) -> Collator:
         batch: Batch = {}
         for name in rows[0]:
             target = _LABEL_COLUMNS.get(name, name)
+            if target not in accepted:
+                continue
             values = [torch.as_tensor(row[name]) for row in rows]
             if values[0].dim() == 1 and len({len(value) for value in values}) > 1:
                 padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill.get(target, 0))
                 batch[target] = padded
             else:
                 batch[target] = torch.stack(values)
+        if not batch:
+            raise PruningError(_no_argument(rows[0], accepted))
         if "attention_mask" not in batch and "input_ids" in batch:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             batch["attention_mask"] = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accuracy_cells import FLOPS, FULL, RECOVERIES
+from accuracy_cells import FLOPS, FULL
 from accuracy_tables import AccuracyResults
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ def plot_accuracy(results: AccuracyResults, path: Path) -> None:
         dense = results.dense(task)[0]
         axes.axhline(dense, color="#22303c", linewidth=1, label="dense")
         axes.axhline(dense - 1, color="#22303c", linewidth=1, linestyle=":", label="one point below")
-        for recovery in RECOVERIES:
+        for recovery in results.recoveries:
             found = [results.summary(task, flops, recovery, FULL) for flops in FLOPS]
             points = [summary for summary in found if summary is not None]
             axes.errorbar(

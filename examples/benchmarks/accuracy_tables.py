@@ -52,6 +52,7 @@ class AccuracyResults:
             (cell.task, cell.flops, cell.recovery, cell.ablation, cell.seed): values for cell, values in measured
         }
         self.tasks = [task for task in TASKS if any(key[0] == task for key in self._found)]
+        self.recoveries = [recovery for recovery in RECOVERIES if any(key[2] == recovery for key in self._found)]
         self._seeds = sorted({key[4] for key in self._found})
 
     def summary(self, task: str | None, flops: float, recovery: str, ablation: str) -> Summary | None:
@@ -72,7 +73,7 @@ class AccuracyResults:
         for scope in scopes:
             for ablation in ABLATIONS:
                 for flops in FLOPS:
-                    for recovery in RECOVERIES:
+                    for recovery in self.recoveries:
                         found = self.summary(scope, flops, recovery, ablation)
                         if found is not None:
                             yield found
@@ -118,10 +119,10 @@ def markdown_report(results: AccuracyResults, split: str) -> str:
 def _budget_table(results: AccuracyResults, task: str | None) -> str:
     rows = []
     for flops in FLOPS:
-        found = [results.summary(task, flops, recovery, FULL) for recovery in RECOVERIES]
+        found = [results.summary(task, flops, recovery, FULL) for recovery in results.recoveries]
         if any(found):
             rows.append([flops, *(_text(summary) for summary in found)])
-    return markdown_table(["FLOPs", *RECOVERIES], rows)
+    return markdown_table(["FLOPs", *results.recoveries], rows)
 
 
 def _ablation_parts(results: AccuracyResults, flops: float) -> list[str]:
@@ -129,14 +130,14 @@ def _ablation_parts(results: AccuracyResults, flops: float) -> list[str]:
     for scope in [None, *results.tasks] if len(results.tasks) > 1 else results.tasks:
         rows = []
         for name, ablation in ABLATIONS.items():
-            found = [results.summary(scope, flops, recovery, name) for recovery in RECOVERIES]
+            found = [results.summary(scope, flops, recovery, name) for recovery in results.recoveries]
             if any(found):
                 rows.append([ablation.title, *(_loss_text(summary) for summary in found)])
         if len(rows) > 1:
             where = "mean over the tasks" if scope is None else TASKS[scope].title
             parts += [
                 f"## Ablations at {flops} of the FLOPs: loss in points, {where}",
-                markdown_table(["pipeline", *RECOVERIES], rows),
+                markdown_table(["pipeline", *results.recoveries], rows),
             ]
     return parts
 

@@ -130,12 +130,12 @@ def _optimum(values: np.ndarray, costs: np.ndarray, budget: int) -> float:
     """The highest score within the budget, by SciPy's solver."""
     solved = milp(
         -values,
-        integrality=np.ones(len(values)),
+        integrality=np.ones(len(values), dtype=int),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(costs[None], ub=budget),
         options={"mip_rel_gap": 0},
     )
-    return float(values[np.round(solved.x).astype(bool)].sum())
+    return float(values[np.asarray(solved.x) > 0.5].sum())
 
 
 def _kept(masks: list[torch.Tensor]) -> int:

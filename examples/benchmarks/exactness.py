@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "search": {"budgets": asdict(budgets), "equal_costs": asdict(equal), "costs_per_block": asdict(unequal)},
     }
     write_results(arguments.output, results)
-    fine = all(check.holds for check in (*cuts, *scores, budgets)) and not any(reloaded.values())
-    sys.exit(0 if fine and equal.exact and unequal.honest else 1)
+    models = all(cut.holds for cut in cuts) and all(score.holds for score in scores) and not any(reloaded.values())
+    sys.exit(0 if models and budgets.holds and equal.exact and unequal.honest else 1)
 
 
 if __name__ == "__main__":

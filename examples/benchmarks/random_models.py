@@ -98,7 +98,7 @@ def random_batch(case: Case, model: PreTrainedModel, examples: int = EXAMPLES) -
     """Random tokens with padding of different lengths, and the labels that the head's loss needs."""
     generator = torch.Generator().manual_seed(1)
     rows = examples * CHOICES if case.head == "MultipleChoice" else examples
-    ids = torch.randint(10, _SIZES["vocab_size"], (rows, LENGTH), generator=generator)  # type: ignore[arg-type]
+    ids = torch.randint(10, _SIZES["vocab_size"], (rows, LENGTH), generator=generator)
     lengths = torch.randint(LENGTH // 2, LENGTH + 1, (examples,), generator=generator)
     lengths = lengths.repeat_interleave(rows // examples)
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()

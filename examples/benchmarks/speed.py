@@ -83,8 +83,9 @@ class SpeedRun:
         """The dense and the pruned model, pass by pass in turn."""
         length, repeats = self._arguments.length, self._arguments.repeats * REPEATS_FACTOR[batch_size]
         models = [self._dense, pruned]
-        seconds = compare_latency(models, batch_size, length, repeats=repeats)
-        return Timing(batch_size, length, *seconds, *(count_flops(model, length) for model in models))
+        dense, pruned_seconds = compare_latency(models, batch_size, length, repeats=repeats)
+        dense_flops, pruned_flops = (count_flops(model, length) for model in models)
+        return Timing(batch_size, length, dense, pruned_seconds, dense_flops, pruned_flops)
 
     def _load(self) -> PreTrainedModel:
         return load_model(self._task, self._arguments.models, self._arguments.device)

@@ -42,7 +42,7 @@ def gate_units(inputs: torch.Tensor, value: torch.Tensor, width: int) -> torch.T
             example next to each other (multiple choice and models that flatten batch and length do that).
         width: columns per unit.
     """
-    columns = value.to(inputs.dtype)
+    columns = value.to(inputs)
     if width > 1:
         columns = columns.repeat_interleave(width, dim=-1)
     if columns.dim() == 2:

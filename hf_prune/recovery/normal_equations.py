@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+# Enough rows for matrix products at full speed.
+TOKENS_AT_ONCE = 4096
+
 
 @dataclass
 class NormalEquations:
@@ -62,6 +65,33 @@ class NormalEquations:
         solution = extend(weight, bias)
         quadratic = (solution * (self.gram @ solution)).sum()
         return float(quadratic - 2 * (solution * self.cross).sum() + self.target_square)
+
+
+class TokenBuffer:
+    """Hands tokens to `NormalEquations` many at a time: products are fast when there are enough rows.
+
+    Args:
+        equations: where the tokens go.
+    """
+
+    def __init__(self, equations: NormalEquations) -> None:
+        self.equations = equations
+        self._inputs: list[torch.Tensor] = []
+        self._targets: list[torch.Tensor] = []
+
+    def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Adds tokens; see `NormalEquations.add`."""
+        self._inputs.append(inputs)
+        self._targets.append(targets)
+        if sum(map(len, self._inputs)) >= TOKENS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> NormalEquations:
+        """Hands over what waits, and returns the equations."""
+        if self._inputs:
+            self.equations.add(torch.cat(self._inputs), torch.cat(self._targets))
+            self._inputs, self._targets = [], []
+        return self.equations
 
 
 def extend(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,8 @@ along on its own (Kwon et al. 2022, Eq. 12), so that a repair also makes up for 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from ..anatomy import Block, ModelAnatomy, linear_at
 from ..anatomy.cut import UndoLog, cut_block
 from ..calibration import Batch, CalibrationData
 from ..scores.gradients import frozen
-from .normal_equations import NormalEquations
+from .normal_equations import NormalEquations, TokenBuffer
 from .streams import Stream, accumulation_dtype, block_inputs, counted_rows, dense_targets, open_streams
 
 # Every fourth batch is held out for choosing regularisation; the final solve uses all of them.
@@ -82,7 +83,7 @@ def reconstruct(
         The repairs by block key.
     """
     repairs: dict[str, Repair] = {}
-    with frozen(model), torch.no_grad():
+    with frozen(model), _whole_sequences(model), torch.no_grad():
         streams = open_streams(model, anatomy.layers, batches)
         for name in anatomy.layers:
             original = model.get_submodule(name)
@@ -101,6 +102,20 @@ def reconstruct(
     return repairs
 
 
+@contextmanager
+def _whole_sequences(model: nn.Module) -> Iterator[None]:
+    """Feed-forward blocks see the whole sequence at once; chunks would only split what is summed up anyway."""
+    chunked = [module for module in model.modules() if getattr(module, "chunk_size_feed_forward", 0)]
+    sizes = [module.chunk_size_feed_forward for module in chunked]
+    for module in chunked:
+        module.chunk_size_feed_forward = 0  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, size in zip(chunked, sizes, strict=True):
+            module.chunk_size_feed_forward = size
+
+
 def _cut_copy(original: nn.Module, blocks: Sequence[Block], units: Mapping[str, Sequence[int]]) -> nn.Module:
     """A copy of one layer, cut to the kept units."""
     layer = copy.deepcopy(original)
@@ -114,15 +129,16 @@ def _problem(
 ) -> ReconstructionProblem:
     projection = linear_at(layer, block.output)
     hidden, columns = projection.weight.shape
-    parts = [NormalEquations.zeros(columns, hidden, projection.weight.device) for _ in range(2)]
+    device = projection.weight.device
+    parts = [TokenBuffer(NormalEquations.zeros(columns, hidden, device)) for _ in range(2)]
     for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
         inputs, rest = block_inputs(layer, block, stream)
         held_out = data.batch_number(index) % HELD_OUT_EVERY == 1
         parts[held_out].add(inputs, counted_rows(accumulation_dtype(target), stream) - rest)
-    for part in parts:
-        for tensor in part.tensors():
-            data.sum(tensor)
-    return ReconstructionProblem(block, projection.weight, projection.bias, *parts)
+    fit, held_out_part = (part.flush() for part in parts)
+    for tensor in (*fit.tensors(), *held_out_part.tensors()):
+        data.sum(tensor)
+    return ReconstructionProblem(block, projection.weight, projection.bias, fit, held_out_part)
 
 
 def _apply(projection: nn.Linear, repair: Repair) -> None:

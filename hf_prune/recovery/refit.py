@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from .mask_tuning import solve_positive
+from .mask_tuning import ACCEPTED_SCALE, solve_positive
 from .normal_equations import NormalEquations, extend
 
 # Ridge strengths that are tried, relative to the mean square of the kept activations.
-RIDGE_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGE_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Used where there are too few batches to hold one out.
 DEFAULT_RIDGE = 1e-2
 
@@ -52,11 +54,35 @@ def choose_ridge(
     """
     if not held_out.tokens:
         return DEFAULT_RIDGE
-    errors = {
-        ridge: held_out.error(*refit_projection(fit, weight.double(), _double(bias), ridge)) for ridge in RIDGE_GRID
-    }
-    best = min(errors, key=errors.__getitem__)
-    return best if errors[best] < held_out.error(weight, bias) else None
+
+    def error(ridge: float) -> float:
+        new, offset = refit_projection(fit, weight.double(), _double(bias), ridge)
+        return held_out.error(new, offset) if reasonable(new, weight) else torch.inf
+
+    best, lowest = _descend(error)
+    return best if lowest < held_out.error(weight, bias) else None
+
+
+def reasonable(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Whether refitted weights stay within ten times the old ones' norm.
+
+    Where all kept activations are close to zero, huge weights can fit a few tokens; the paper bounds its scales alike.
+    """
+    return bool(torch.isfinite(new).all()) and bool(new.double().norm() <= ACCEPTED_SCALE * old.double().norm())
+
+
+def _descend(error: Callable[[float], float]) -> tuple[float, float]:
+    """The lowest error on `RIDGE_GRID`, walking downhill from its middle: the error has one valley in the strength."""
+    at = len(RIDGE_GRID) // 2
+    errors = {at: error(RIDGE_GRID[at])}
+    for step in (-1, 1):
+        while 0 <= at + step < len(RIDGE_GRID):
+            if at + step not in errors:
+                errors[at + step] = error(RIDGE_GRID[at + step])
+            if errors[at + step] >= errors[at]:
+                break
+            at += step
+    return RIDGE_GRID[at], errors[at]
 
 
 def _double(bias: torch.Tensor | None) -> torch.Tensor | None:

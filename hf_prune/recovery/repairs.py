@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .mask_tuning import Solver, acceptable, solve_mask_scales, unit_equations
 from .reconstruction import ReconstructionProblem, Repair
-from .refit import choose_ridge, refit_projection
+from .refit import choose_ridge, reasonable, refit_projection
 
 
 class MaskTuner:
@@ -42,4 +42,5 @@ def refit_weights(problem: ReconstructionProblem) -> Repair | None:
     if ridge is None:
         return None
     everything = problem.fit + problem.held_out
-    return Repair(*refit_projection(everything, problem.weight, problem.bias, ridge))
+    weight, bias = refit_projection(everything, problem.weight, problem.bias, ridge)
+    return Repair(weight, bias) if reasonable(weight, problem.weight) else None

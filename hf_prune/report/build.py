@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -46,7 +47,7 @@ def build_report(
     """The report of a finished cut; `model` is the pruned model, `blocks` from `block_reports`."""
     dense_latency, pruned_latency = latencies or (None, None)
     return PruningReport(
-        model_name=str(model.config._name_or_path or type(model).__name__),
+        model_name=_name_of(model),
         model_type=model.config.model_type,
         strategy=config.to_dict(),
         sequence_length=sequence_length,
@@ -68,6 +69,12 @@ def build_report(
         metrics={name: dict(values) for name, values in (metrics or {}).items()},
         notes=tuple(notes),
     )
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """The Hub name, or the last part of a local path: where a folder lies is nobody else's business."""
+    name = str(model.config._name_or_path or type(model).__name__)
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def count_parameters(model: torch.nn.Module) -> int:

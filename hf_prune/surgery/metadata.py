@@ -110,8 +110,7 @@ def write_metadata(
         cost: dense and pruned cost.
         metrics: measured metrics, dense and pruned.
     """
-    for holder in {block.holder: None for block in anatomy.blocks}:
-        config = model.get_submodule(holder).config
+    for holder, config in _configs(model, anatomy).items():
         earlier = pruning_of(config)
         before = earlier["blocks"] if earlier else {}
         blocks = [block for block in anatomy.blocks if block.holder == holder]
@@ -128,6 +127,31 @@ def write_metadata(
                 "metrics": dict(metrics),
             },
         )
+
+
+def write_metrics(model: PreTrainedModel, anatomy: ModelAnatomy, metrics: Mapping[str, Any]) -> None:
+    """Puts measured metrics into metadata that is already there."""
+    for config in _configs(model, anatomy).values():
+        setattr(config, KEY, {**getattr(config, KEY), "metrics": dict(metrics)})
+
+
+def metadata_snapshot(model: PreTrainedModel, anatomy: ModelAnatomy) -> list[tuple[PreTrainedConfig, Any]]:
+    """Every config that holds metadata of the blocks, with what it holds now."""
+    return [(config, getattr(config, KEY, None)) for config in _configs(model, anatomy).values()]
+
+
+def restore_metadata(snapshot: list[tuple[PreTrainedConfig, Any]]) -> None:
+    """Puts back what `metadata_snapshot` saw."""
+    for config, data in snapshot:
+        if data is not None:
+            setattr(config, KEY, data)
+        elif hasattr(config, KEY):
+            delattr(config, KEY)
+
+
+def _configs(model: PreTrainedModel, anatomy: ModelAnatomy) -> dict[str, PreTrainedConfig]:
+    """The configs of the models that hold the blocks, by path."""
+    return {block.holder: model.get_submodule(block.holder).config for block in anatomy.blocks}
 
 
 def _entry(block: Block, plan: PruningPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def prune_by_fisher(
 def collect_gradients(model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData) -> dict[str, GradientRows]:
     """Gate gradients of every block over this process's calibration data."""
     rows = {block.key: GradientRows(block.units) for block in anatomy.blocks}
-    for gradients in iterate_gradients(model, anatomy, tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")):
+    for gradients in iterate_gradients(
+        model, anatomy, tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
+    ):
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
             rows[block.key].add(gradient)
     return rows

@@ -1,0 +1,319 @@
+"""Every bad input gives one clear error before any weight is touched; a run that fails leaves everything as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Trainer, TrainingArguments
+
+from hf_prune import FisherPruningConfig, InfeasibleBudgetError, PruningError, UnsupportedModelError, prune_model
+from hf_prune import api as api_module
+from hf_prune.budget import latency, select
+from hf_prune.report import result as result_module
+from hf_prune.strategies.fisher import strategy
+from hf_prune.surgery import verify
+from tests.conformance.plans import difference, prune, run
+from tests.small_models import Batch, case
+
+BERT = case("bert", "classification")
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    return [BERT.batch(seed) for seed in range(4)]
+
+
+def config(**settings: Any) -> FisherPruningConfig:
+    return FisherPruningConfig(**{"flops": 0.5, "latency_batch_size": 2} | settings)
+
+
+class Witness:
+    """What a model was, down to its hooks; raises if anything of it has changed."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.state = copy.deepcopy(model.state_dict())
+        self.footprint = self._footprint()
+
+    def _footprint(self) -> dict[str, Any]:
+        # What transformers notes down itself is left out: on the first loss, on making a Trainer, on saving.
+        notes = ("problem_type", "use_cache", "architectures", "dtype")
+        settings = copy.deepcopy(self.model.config.to_dict())
+        found: dict[str, Any] = {name: value for name, value in settings.items() if name not in notes}
+        for name, module in self.model.named_modules():
+            own = sorted(set(vars(module)) - {"_is_accelerate_prepared"})
+            found[name] = (module.training, len(module._forward_hooks), len(module._forward_pre_hooks), own)
+        for name, parameter in self.model.named_parameters():
+            found[name] = (parameter.requires_grad, parameter.grad)
+        return found
+
+    def check(self) -> None:
+        state = self.model.state_dict()
+        assert list(state) == list(self.state)
+        for name, value in self.state.items():
+            assert torch.equal(state[name], value), name
+        found = self._footprint()
+        changed = {name: value for name, value in found.items() if value != self.footprint.get(name)}
+        assert changed == {}
+        assert found.keys() == self.footprint.keys()
+
+
+def labelled(**columns: Any) -> list[Batch]:
+    """One batch with some columns replaced, or removed where they are None."""
+    batch = BERT.batch() | columns
+    return [{name: value for name, value in batch.items() if value is not None}]
+
+
+BAD_REQUESTS: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
+    "no data": (config, None, PruningError, "Calibration data is needed"),
+    "empty data": (config, [], PruningError, "calibration data is empty"),
+    "labels missing": (config, labelled(labels=None), PruningError, "labels are missing"),
+    "text": (config, Dataset.from_dict({"text": ["a"], "label": [1]}), PruningError, "Tokenise the data first"),
+    "other columns": (config, Dataset.from_dict({"pixels": [[1]]}), PruningError, r"columns \(pixels\)"),
+    "loss that is not a number": (
+        config,
+        labelled(labels=torch.full((4, 3), torch.nan)),
+        PruningError,
+        "The loss on calibration batch 0 is nan",
+    ),
+    "blocks that may not be pruned alone": (
+        lambda: config(flops=0.3, target_modules="attention"),
+        None,
+        InfeasibleBudgetError,
+        "blocks that are not to be pruned alone make up",
+    ),
+    "latency out of reach": (
+        lambda: FisherPruningConfig(latency_ms=1e-6, latency_batch_size=2),
+        None,
+        InfeasibleBudgetError,
+        "out of reach",
+    ),
+    "no such block": (
+        lambda: config(target_modules="layer.9.attention"),
+        None,
+        PruningError,
+        "'layer.9.attention' matches no block",
+    ),
+    "longer than the model's positions": (
+        lambda: config(sequence_length=500),
+        None,
+        PruningError,
+        "sequence_length=500 exceeds the model's 48 positions",
+    ),
+    "config of another kind": (lambda: {"flops": 0.5}, None, PruningError, "config is a dict; pass a FisherPruning"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests_touch_nothing(name: str, batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
+    make, data, error, message = BAD_REQUESTS[name]
+    needs_data = name in ("no data", "empty data") or data is not None
+    model = BERT.model().train()
+    if "not a number" in name:
+        model.config.problem_type = "multi_label_classification"
+    witness = Witness(model)
+    with pytest.raises(error, match=message):
+        prune_model(model, make(), data if needs_data else batches)
+    witness.check()
+
+
+def test_smallest_reachable_budget_is_reachable(batches: list[Batch]) -> None:
+    item = case("bert", "causal")
+    model, data = item.model(), [item.batch()]
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        prune_model(model, config(flops=0.001), data)
+    assert f"smallest reachable value is {caught.value.smallest:.4f}" in str(caught.value)
+    prune_model(model, config(flops=caught.value.smallest), data)
+
+
+def test_unsupported_model(batches: list[Batch]) -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=70))
+    witness = Witness(model)
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*not in the family table.*families\.py"):
+        prune_model(model, config(), batches)
+    witness.check()
+
+
+def test_nothing_left_to_prune(batches: list[Batch]) -> None:
+    from hf_prune import describe_model
+    from hf_prune.surgery import PruningPlan, apply_plan
+
+    model = BERT.model()
+    anatomy = describe_model(model)
+    apply_plan(model, anatomy, PruningPlan({block.key: () for block in anatomy.blocks}))
+    with pytest.raises(PruningError, match="no heads and no filters left"):
+        prune_model(model, config(), batches)
+
+
+class Failing:
+    """A function that works a few times and then fails."""
+
+    def __init__(self, works: Callable[..., Any], times: int, error: type[BaseException]) -> None:
+        self.works, self.times, self.error = works, times, error
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.times -= 1
+        if self.times < 0:
+            raise self.error
+        return self.works(*arguments, **options)
+
+
+MOMENTS = {
+    "gradients": (strategy, "fisher_scores", 0),
+    "search": (strategy, "select_units", 0),
+    "middle of the repair": (strategy, "refit_weights", 3),
+    "cut": (verify, "shrink_model", 0),
+    "middle of installing repairs": (verify, "_install", 8),
+    "comparison": (verify, "_compare", 0),
+    "timing": (api_module, "compare_with_undone", 0),
+    "report": (api_module, "build_report", 0),
+    "metadata": (api_module, "write_metadata", 0),
+    "evaluation before": (api_module, "evaluate_model", 0),
+    "evaluation after": (api_module, "evaluate_model", 1),
+    "last step": (api_module, "write_metrics", 0),
+}
+
+
+@pytest.mark.parametrize("pruned_before", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_run_leaves_the_model(
+    moment: str,
+    error: type[BaseException],
+    pruned_before: bool,
+    batches: list[Batch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, name, times = MOMENTS[moment]
+    model = BERT.model().train()
+    if pruned_before:
+        prune(model, batches[0])
+    model.bert.embeddings.requires_grad_(False)
+    rows = Dataset.from_dict({key: value.tolist() for key, value in batches[0].items()})
+    witness = Witness(model)
+    monkeypatch.setattr(module, name, Failing(getattr(module, name), times, error))
+    with pytest.raises(error):
+        prune_model(model, config(), batches, eval_dataset=rows)
+    witness.check()
+
+
+@pytest.mark.parametrize("works", [0, 1])
+def test_failing_metrics_leave_the_model(works: int, batches: list[Batch]) -> None:
+    model = BERT.model().train()
+    rows = Dataset.from_dict({key: value.tolist() for key, value in batches[0].items()})
+    witness = Witness(model)
+    metrics = Failing(lambda prediction: {"accuracy": 1.0}, works, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        prune_model(model, config(), batches, eval_dataset=rows, compute_metrics=metrics)
+    witness.check()
+
+
+@pytest.mark.parametrize(("name", "works"), [("latency_tables", 0), ("compare_with_undone", 0), ("time_in_turn", 2)])
+def test_interrupted_measurement_leaves_the_model(
+    name: str, works: int, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = {"time_in_turn": latency}.get(name, select)
+    model = BERT.model().train()
+    witness = Witness(model)
+    monkeypatch.setattr(module, name, Failing(getattr(module, name), works, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, FisherPruningConfig(latency=1.0, latency_batch_size=2), batches)
+    witness.check()
+
+
+@pytest.mark.parametrize("when", ["making the trainer", "in the middle of training", "after training"])
+def test_interrupted_retraining_leaves_the_model(
+    when: str, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BERT.model()
+    rows = Dataset.from_dict({key: value.tolist() for key, value in batches[0].items()})
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True
+    )
+
+    class Interrupted(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if when == "in the middle of training" and self.state.global_step == 2:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    def retrain(pruned: PreTrainedModel) -> Trainer:
+        if when == "making the trainer":
+            raise KeyboardInterrupt
+        return Interrupted(pruned, arguments, train_dataset=rows)
+
+    if when == "after training":
+        evaluate = Failing(api_module.evaluate_model, 1, KeyboardInterrupt)
+        monkeypatch.setattr(api_module, "evaluate_model", evaluate)
+    witness = Witness(model)
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, config(), batches, eval_dataset=rows, retrain=retrain)
+    witness.check()
+
+
+class TestOutputFolder:
+    @pytest.fixture
+    def result(self, batches: list[Batch]) -> Any:
+        return prune_model(BERT.model(), config(), batches)
+
+    @pytest.mark.parametrize("moment", ["save_file", "pruned_model_card"])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_failed_save_leaves_no_folder(
+        self, result: Any, moment: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(result_module, moment, Failing(getattr(result_module, moment), 0, error))
+        with pytest.raises(error):
+            result.save_pretrained(tmp_path / "small")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_failed_save_leaves_an_earlier_one(
+        self, result: Any, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        result.save_pretrained(tmp_path / "small")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+        other = prune_model(BERT.model(seed=1), config(flops=0.3), batches)
+        with monkeypatch.context() as patch:
+            failing = Failing(result_module.pruned_model_card, 0, KeyboardInterrupt)
+            patch.setattr(result_module, "pruned_model_card", failing)
+            with pytest.raises(KeyboardInterrupt):
+                other.save_pretrained(tmp_path / "small")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["small"]
+        other.save_pretrained(tmp_path / "small")
+        loaded = BERT.auto_class.from_pretrained(tmp_path / "small")
+        assert difference(run(loaded, batches[0]), run(other.model, batches[0])) == 0
+
+    def test_pushed_as_one_commit(self, result: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        calls: list[tuple[str, Any]] = []
+
+        class Api:
+            def __init__(self, token: str | None = None) -> None:
+                calls.append(("token", token))
+
+            def create_repo(self, repo_id: str, **options: Any) -> Any:
+                calls.append(("create", (repo_id, options)))
+                return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+            def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+                calls.append(("upload", repo_id))
+                for path in Path(folder_path).iterdir():
+                    (tmp_path / path.name).write_bytes(path.read_bytes())
+                return type("Commit", (), {"commit_url": "https://example.org/commit"})
+
+        monkeypatch.setattr(result_module, "HfApi", Api)
+        address = result.push_to_hub("small", private=True, token="secret")
+        assert address == "https://example.org/commit"
+        assert calls == [
+            ("token", "secret"),
+            ("create", ("small", {"private": True, "exist_ok": True})),
+            ("upload", "me/small"),
+        ]
+        loaded = BERT.auto_class.from_pretrained(tmp_path)
+        assert difference(run(loaded, BERT.batch()), run(result.model, BERT.batch())) == 0
+        assert "secret" not in "".join(path.read_text() for path in tmp_path.glob("*.[jm]*") if path.suffix != ".safetensors")
