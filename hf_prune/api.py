@@ -19,6 +19,7 @@ from .budget.latency import compare_with_undone
 from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
 from .errors import PruningError
+from .gates import has_gates
 from .report.build import block_reports, build_report, count_parameters
 from .report.clock import StageClock
 from .report.evaluate import evaluate_model
@@ -66,12 +67,7 @@ def prune_model(
         PruningError: a bad request (its subclasses: an unsupported model, a budget out of reach). The model is then
             as it was.
     """
-    if not isinstance(config, PruningConfig):
-        raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
-    anatomy = describe_model(model)
-    if not any(block.units for block in anatomy.blocks):
-        raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")
-    _warn_if_untrained(model)
+    anatomy = _checked(model, config)
     data = CalibrationData(
         calibration_data,
         model,
@@ -80,13 +76,17 @@ def prune_model(
         accelerator=accelerator,
     )
     clock, metrics = StageClock(), {}
-    if eval_dataset is not None:
-        with clock("evaluation"), evaluating(model):
-            metrics["dense"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
+
+    def measure(side: str) -> None:
+        if eval_dataset is not None:
+            with clock("evaluation"), evaluating(model):
+                metrics[side] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
+
+    measure("dense")
     dense_parameters = count_parameters(model)
     cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
     with clock("surgery"):
-        log, latencies, setting = _cut_and_time(model, anatomy, config, cut, data)
+        log, timing = _cut_and_time(model, anatomy, config, cut, data)
     with _undone_on_failure(model, anatomy, log, trained=retrain is not None):
         report = build_report(
             model=model,
@@ -94,8 +94,8 @@ def prune_model(
             blocks=block_reports(anatomy, cut.plan, cut.sequence_length),
             sequence_length=cut.sequence_length,
             dense_parameters=dense_parameters,
-            latencies=latencies,
-            latency_setting=setting,
+            latencies=timing[0],
+            latency_setting=timing[1],
             notes=cut.notes,
         )
         # Written before retraining, so that the checkpoints of a Trainer can be loaded.
@@ -103,16 +103,30 @@ def prune_model(
         if retrain is not None:
             with clock("retraining"):
                 retrain(model).train()
-        if eval_dataset is not None:
-            with clock("evaluation"), evaluating(model):
-                metrics["pruned"] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
-            write_metrics(model, anatomy, metrics)
+        measure("pruned")
+        write_metrics(model, anatomy, metrics)
     return PruningResult(model, cut.plan, replace(report, stages=clock.seconds, metrics=metrics), config)
+
+
+def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
+    """The model's anatomy, if it can be pruned with `config`."""
+    if not isinstance(config, PruningConfig):
+        raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
+    anatomy = describe_model(model)
+    if not any(block.units for block in anatomy.blocks):
+        raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")
+    if has_gates(model):
+        raise PruningError(
+            f"{type(model).__name__} has gates on its heads or filters. Take them off with remove_head_gates and"
+            " remove_filter_gates; a mixin's save_pretrained folds them into the weights first."
+        )
+    _warn_if_untrained(model)
+    return anatomy
 
 
 def _cut_and_time(
     model: PreTrainedModel, anatomy: ModelAnatomy, config: PruningConfig, cut: Cut, data: CalibrationData
-) -> tuple[UndoLog, tuple[float, float], LatencySetting]:
+) -> tuple[UndoLog, tuple[tuple[float, float], LatencySetting]]:
     """Applies the cut, checked on a calibration batch, and times the model with and without it."""
     log = apply_plan(model, anatomy, cut.plan, cut.repairs, data.first())
     batch_size = config.latency_batch_size if isinstance(config, StructuredPruningConfig) else 1
@@ -128,7 +142,7 @@ def _cut_and_time(
         dtype=str(model.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
-    return log, latencies, setting
+    return log, (latencies, setting)
 
 
 @contextmanager

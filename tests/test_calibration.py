@@ -62,7 +62,9 @@ class TestRows:
         for batch in data:
             assert set(batch) == {"input_ids", "attention_mask", "labels"}
             assert len(batch["input_ids"]) <= 3
-            for ids, mask, label in zip(*(batch[name] for name in ("input_ids", "attention_mask", "labels"))):
+            for ids, mask, label in zip(
+                *(batch[name] for name in ("input_ids", "attention_mask", "labels")), strict=True
+            ):
                 index = int(ids[0]) - 10
                 assert int(mask.sum()) == LENGTHS[index]
                 assert int(label) == index % 3
@@ -181,9 +183,7 @@ class TestBatches:
 
 
 class TestMeasures:
-    @pytest.mark.parametrize(
-        ("examples", "batches"), [(None, 3), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (10_000, 3)]
-    )
+    @pytest.mark.parametrize(("examples", "batches"), [(None, 3), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (10_000, 3)])
     def test_take_goes_on_until_enough_examples_were_seen(self, model: Any, examples: int, batches: int) -> None:
         data = CalibrationData([stacked(seed) for seed in range(3)], model)
         assert len(list(data.take(examples))) == batches

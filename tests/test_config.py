@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,10 +27,10 @@ class ToyConfig(StructuredPruningConfig):
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ToyConfig]]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> type[ToyConfig]:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     register_strategy(ToyConfig, "toy strategy")
-    yield ToyConfig
+    return ToyConfig
 
 
 class TestBudgets:
@@ -118,7 +117,9 @@ class TestRegistry:
         assert strategy_for(toy(flops=0.5)) == "toy strategy"
         assert AutoPruningConfig.for_strategy("toy", params=0.3, warmth=1.0) == toy(params=0.3, warmth=1.0)
 
-    @pytest.mark.parametrize(("name", "hint"), [("fischer", "; did you mean 'fisher'"), ("zzz", r"'zzz'\."), (None, "")])
+    @pytest.mark.parametrize(
+        ("name", "hint"), [("fischer", "; did you mean 'fisher'"), ("zzz", r"'zzz'\."), (None, "")]
+    )
     def test_unknown_strategy(self, name: Any, hint: str) -> None:
         with pytest.raises(PruningError, match=rf"Unknown pruning strategy .*{hint}.* Known: fisher"):
             AutoPruningConfig.for_strategy(name, flops=0.5)
@@ -232,7 +233,9 @@ class TestScripts:
         assert parsed == config_class(flops=0.5)
 
     def test_parser_reads_every_field(self) -> None:
-        words = "--params 0.4 --target_modules attention ffn --exclude_modules layer.0 --sequence_length 64 --round_to 8"
+        words = (
+            "--params 0.4 --target_modules attention ffn --exclude_modules layer.0 --sequence_length 64 --round_to 8"
+        )
         words += " --latency_batch_size 4 --batch_size 2 --uniform --importance gradient --rearrange false"
         words += " --recovery mask_tuning --solver lsmr --damp 0.5 --refit_examples 99"
         [parsed] = HfArgumentParser(FisherPruningConfig).parse_args_into_dataclasses(words.split())

@@ -12,13 +12,21 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Trainer, TrainingArguments
 
-from hf_prune import FisherPruningConfig, InfeasibleBudgetError, PruningError, UnsupportedModelError, prune_model
+from hf_prune import (
+    FisherPruningConfig,
+    InfeasibleBudgetError,
+    PruningError,
+    UnsupportedModelError,
+    describe_model,
+    prune_model,
+)
 from hf_prune import api as api_module
 from hf_prune.budget import latency, select
-from hf_prune.report import result as result_module
+from hf_prune.gates import add_filter_gates, add_head_gates, remove_filter_gates, remove_head_gates
 from hf_prune.strategies.fisher import strategy
-from hf_prune.surgery import verify
-from tests.conformance.plans import difference, prune, run
+from hf_prune.surgery import PruningPlan, apply_plan, verify
+from tests.conformance.plans import prune
+from tests.failing import Failing
 from tests.small_models import Batch, case
 
 BERT = case("bert", "classification")
@@ -141,9 +149,6 @@ def test_unsupported_model(batches: list[Batch]) -> None:
 
 
 def test_nothing_left_to_prune(batches: list[Batch]) -> None:
-    from hf_prune import describe_model
-    from hf_prune.surgery import PruningPlan, apply_plan
-
     model = BERT.model()
     anatomy = describe_model(model)
     apply_plan(model, anatomy, PruningPlan({block.key: () for block in anatomy.blocks}))
@@ -151,17 +156,18 @@ def test_nothing_left_to_prune(batches: list[Batch]) -> None:
         prune_model(model, config(), batches)
 
 
-class Failing:
-    """A function that works a few times and then fails."""
-
-    def __init__(self, works: Callable[..., Any], times: int, error: type[BaseException]) -> None:
-        self.works, self.times, self.error = works, times, error
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self.times -= 1
-        if self.times < 0:
-            raise self.error
-        return self.works(*arguments, **options)
+@pytest.mark.parametrize(
+    ("add", "remove"), [(add_head_gates, remove_head_gates), (add_filter_gates, remove_filter_gates)]
+)
+def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], batches: list[Batch]) -> None:
+    model = BERT.model()
+    add(model)
+    witness = Witness(model)
+    with pytest.raises(PruningError, match="BertForSequenceClassification has gates on its heads or filters"):
+        prune_model(model, config(), batches)
+    witness.check()
+    remove(model)
+    prune_model(model, config(), batches)
 
 
 MOMENTS = {
@@ -214,16 +220,19 @@ def test_failing_metrics_leave_the_model(works: int, batches: list[Batch]) -> No
     witness.check()
 
 
-@pytest.mark.parametrize(("name", "works"), [("latency_tables", 0), ("compare_with_undone", 0), ("time_in_turn", 2)])
+@pytest.mark.parametrize("works", [0, 1, 2])
+@pytest.mark.parametrize("budget", [{"flops": 0.5}, {"latency": 1.0}])
 def test_interrupted_measurement_leaves_the_model(
-    name: str, works: int, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+    budget: dict[str, float], works: int, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = {"time_in_turn": latency}.get(name, select)
+    """The model is timed cut and whole in turn, so it may be either when it happens."""
     model = BERT.model().train()
     witness = Witness(model)
-    monkeypatch.setattr(module, name, Failing(getattr(module, name), works, KeyboardInterrupt))
+    tables = {block.key: torch.arange(block.units + 1).double() for block in describe_model(model).blocks}
+    monkeypatch.setattr(select, "latency_tables", lambda *arguments: tables)
+    monkeypatch.setattr(latency, "_cpu_seconds", Failing(latency._cpu_seconds, works, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        prune_model(model, FisherPruningConfig(latency=1.0, latency_batch_size=2), batches)
+        prune_model(model, FisherPruningConfig(**budget, latency_batch_size=2), batches)
     witness.check()
 
 
@@ -255,65 +264,3 @@ def test_interrupted_retraining_leaves_the_model(
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, config(), batches, eval_dataset=rows, retrain=retrain)
     witness.check()
-
-
-class TestOutputFolder:
-    @pytest.fixture
-    def result(self, batches: list[Batch]) -> Any:
-        return prune_model(BERT.model(), config(), batches)
-
-    @pytest.mark.parametrize("moment", ["save_file", "pruned_model_card"])
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-    def test_failed_save_leaves_no_folder(
-        self, result: Any, moment: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(result_module, moment, Failing(getattr(result_module, moment), 0, error))
-        with pytest.raises(error):
-            result.save_pretrained(tmp_path / "small")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_failed_save_leaves_an_earlier_one(
-        self, result: Any, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        result.save_pretrained(tmp_path / "small")
-        before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
-        other = prune_model(BERT.model(seed=1), config(flops=0.3), batches)
-        with monkeypatch.context() as patch:
-            failing = Failing(result_module.pruned_model_card, 0, KeyboardInterrupt)
-            patch.setattr(result_module, "pruned_model_card", failing)
-            with pytest.raises(KeyboardInterrupt):
-                other.save_pretrained(tmp_path / "small")
-        assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before
-        assert [path.name for path in tmp_path.iterdir()] == ["small"]
-        other.save_pretrained(tmp_path / "small")
-        loaded = BERT.auto_class.from_pretrained(tmp_path / "small")
-        assert difference(run(loaded, batches[0]), run(other.model, batches[0])) == 0
-
-    def test_pushed_as_one_commit(self, result: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        calls: list[tuple[str, Any]] = []
-
-        class Api:
-            def __init__(self, token: str | None = None) -> None:
-                calls.append(("token", token))
-
-            def create_repo(self, repo_id: str, **options: Any) -> Any:
-                calls.append(("create", (repo_id, options)))
-                return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-            def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
-                calls.append(("upload", repo_id))
-                for path in Path(folder_path).iterdir():
-                    (tmp_path / path.name).write_bytes(path.read_bytes())
-                return type("Commit", (), {"commit_url": "https://example.org/commit"})
-
-        monkeypatch.setattr(result_module, "HfApi", Api)
-        address = result.push_to_hub("small", private=True, token="secret")
-        assert address == "https://example.org/commit"
-        assert calls == [
-            ("token", "secret"),
-            ("create", ("small", {"private": True, "exist_ok": True})),
-            ("upload", "me/small"),
-        ]
-        loaded = BERT.auto_class.from_pretrained(tmp_path)
-        assert difference(run(loaded, BERT.batch()), run(result.model, BERT.batch())) == 0
-        assert "secret" not in "".join(path.read_text() for path in tmp_path.glob("*.[jm]*") if path.suffix != ".safetensors")

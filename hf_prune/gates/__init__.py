@@ -7,6 +7,7 @@ from .unit_gates import (
     add_filter_gates,
     add_head_gates,
     gate_units,
+    has_gates,
     remove_filter_gates,
     remove_head_gates,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "add_filter_gates",
     "add_head_gates",
     "gate_units",
+    "has_gates",
     "remove_filter_gates",
     "remove_head_gates",
 ]

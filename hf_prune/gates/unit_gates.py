@@ -126,6 +126,11 @@ def remove_filter_gates(model: PreTrainedModel) -> None:
     _remove(model, "_filter_gates")
 
 
+def has_gates(model: PreTrainedModel) -> bool:
+    """Whether `add_head_gates` or `add_filter_gates` put gates on a model that are still there."""
+    return "_head_gates" in model.__dict__ or "_filter_gates" in model.__dict__
+
+
 def _add(
     model: PreTrainedModel, slot: str, blocks: Sequence[Block], values: Sequence[torch.Tensor] | None
 ) -> UnitGates:

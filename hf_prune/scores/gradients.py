@@ -93,8 +93,8 @@ def iterate_gradients(
             gates, loss = _gated_loss(model, anatomy.blocks, batch)
             if not torch.isfinite(loss.total):
                 raise PruningError(
-                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half precision,"
-                    " labels out of range, or NaN in the inputs."
+                    f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
+                    " precision, labels out of range, or NaN in the inputs."
                 )
             gradients = list(torch.autograd.grad(loss.total, gates))
             if not checked and example_count(batch) > 1:
@@ -176,9 +176,9 @@ def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Ba
     # An example without any label has no loss of its own, and nothing to compare with.
     if math.isfinite(alone) and abs(together - alone) > SAME_LOSS * max(1.0, abs(alone)):
         raise PruningError(
-            f"The loss of {type(model).__name__} on two examples, {together:.4g}, is not the sum of what the model gives"
-            f" for each example alone, {alone:.4g}: part of it is averaged in a way that cannot be split by example."
-            " Use a calibration batch size of 1 or importance='magnitude'."
+            f"The loss of {type(model).__name__} on two examples, {together:.4g}, is not the sum of what the model"
+            f" gives for each example alone, {alone:.4g}: part of it is averaged in a way that cannot be split by"
+            " example. Use a calibration batch size of 1 or importance='magnitude'."
         )
 
 

@@ -38,6 +38,11 @@ def test_cut_keeps_rows_and_columns_of_the_named_units(item: Case) -> None:
     assert torch.equal(new.weight, dense.weight[:, columns])
     assert torch.equal(new.bias, dense.bias)
     assert (new.in_features, new.out_features) == (16, HIDDEN)
+    core = layer.get_submodule(block.layout.core)
+    assert {name: getattr(core, name) for name in block.layout.counts} == {
+        name: 2 if meaning == "heads" else 16 for name, meaning in block.layout.counts.items()
+    }
+    assert len(block.layout.counts) == 2
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=str)

@@ -100,7 +100,7 @@ def test_lookup_and_text() -> None:
     assert (head.kind, head.units, head.head_dim, head.heads_per_unit) == ("attention", HEADS, HIDDEN // HEADS, 1)
     assert anatomy.blocks_of_layer("bert.encoder.layer.1") == (head, block)
     assert "encoder.layer.1.attention: 4 heads of 8" in str(anatomy)
-    with pytest.raises(KeyError, match="no block named 'layer.9'"):
+    with pytest.raises(KeyError, match=r"no block named 'layer\.9'"):
         anatomy["layer.9"]
 
 

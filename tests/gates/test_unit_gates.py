@@ -181,7 +181,7 @@ def test_values_that_do_not_fit(values: list[torch.Tensor], message: str) -> Non
 def test_gates_twice() -> None:
     model = BERT.model()
     add_head_gates(model)
-    with pytest.raises(PruningError, match="already has head gates. Remove them first"):
+    with pytest.raises(PruningError, match=r"already has head gates\. Remove them first"):
         add_head_gates(model)
     add_filter_gates(model)
     with pytest.raises(PruningError, match="already has filter gates"):

@@ -40,7 +40,9 @@ def greedy(mask: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     kept = [unit for unit in range(len(mask)) if mask[unit]]
     for unit in sorted(kept, key=lambda unit: (importance[unit].item(), unit)):
         pruned = sorted([*pruned, unit])
-        losses = [gradients[:, [other for other in pruned if other != one]].sum(1).square().sum().item() for one in pruned]
+        losses = [
+            gradients[:, [other for other in pruned if other != one]].sum(1).square().sum().item() for one in pruned
+        ]
         pruned.remove(pruned[losses.index(min(losses))])
     result = torch.ones(len(mask), dtype=torch.bool)
     result[pruned] = False

@@ -85,9 +85,7 @@ def watched(model: PreTrainedModel, anatomy: ModelAnatomy) -> Iterator[dict[str,
         )
         assert block.residual.side == "input"
         norm = layer.get_submodule(block.residual.module)
-        handles.append(
-            norm.register_forward_pre_hook(lambda module, args, key=block.key: sums[key].append(args[0]))
-        )
+        handles.append(norm.register_forward_pre_hook(lambda module, args, key=block.key: sums[key].append(args[0])))
     result: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     yield result
     for handle in handles:

@@ -10,11 +10,13 @@ from hf_prune.recovery import (
     NormalEquations,
     ReconstructionProblem,
     choose_ridge,
+    normal_equations,
     refit_projection,
     refit_weights,
     solve_mask_scales,
 )
 from hf_prune.recovery.mask_tuning import unit_equations
+from hf_prune.recovery.normal_equations import TokenBuffer
 from hf_prune.recovery.refit import DEFAULT_RIDGE, RIDGE_GRID
 from tests.small_models import case
 
@@ -114,6 +116,20 @@ class TestStrength:
         assert chosen == min(errors, key=errors.__getitem__)
         assert len(set(errors.values())) == len(RIDGE_GRID)
 
+    @pytest.mark.parametrize("seed", range(10))
+    def test_no_neighbouring_strength_is_better(self, seed: int) -> None:
+        weight, bias = normal(HIDDEN, COLUMNS, seed=seed), normal(HIDDEN, seed=seed + 50)
+        fit, held_out = (normal(14, COLUMNS, seed=seed + 1), normal(9, COLUMNS, seed=seed + 2))
+        change = 0.3 * normal(HIDDEN, COLUMNS, seed=seed + 3)
+        pairs = [(rows, rows @ (weight + change).T + normal(len(rows), HIDDEN, seed=seed)) for rows in (fit, held_out)]
+        chosen = choose_ridge(*(equations(*pair) for pair in pairs), weight, bias)
+        errors = [error(*pairs[1], *dense_ridge(*pairs[0], weight, ridge, True)) for ridge in RIDGE_GRID]
+        assert chosen in (None, *RIDGE_GRID)
+        if chosen is not None:
+            at = RIDGE_GRID.index(chosen)
+            assert errors[at] <= min(errors[max(0, at - 1) : at + 2])
+            assert errors[at] < error(*pairs[1], weight, bias)
+
     def test_none_where_the_old_weights_are_better(self) -> None:
         inputs, weight, bias = normal(14, COLUMNS, seed=1), normal(HIDDEN, COLUMNS, seed=2), normal(HIDDEN, seed=3)
         noisy = equations(inputs, 50 * normal(14, HIDDEN, seed=4))
@@ -124,6 +140,29 @@ class TestStrength:
         inputs, targets, weight, bias = data
         nothing = NormalEquations.zeros(COLUMNS, HIDDEN, torch.device("cpu"))
         assert choose_ridge(equations(inputs, targets), nothing, weight, bias) == DEFAULT_RIDGE
+
+
+def test_weights_that_explode_are_not_taken() -> None:
+    # Activations near zero, targets that are not: only weights a million times as large would fit them.
+    block = describe_model(case("bert", "bare").model()).blocks[1]
+    inputs, weight = 1e-6 * normal(60, COLUMNS, seed=1), normal(HIDDEN, COLUMNS, seed=2)
+    targets = inputs @ (1e6 * normal(HIDDEN, COLUMNS, seed=3)).T
+    parts = [equations(inputs[rows], targets[rows]) for rows in torch.arange(60).split(30)]
+    repair = refit_weights(ReconstructionProblem(block, weight, None, *parts))
+    assert repair is None or repair.weight.norm() <= 10 * weight.norm()
+    assert refit_projection(parts[0], weight, None, 1e-6)[0].norm() > 1e4 * weight.norm()
+
+
+def test_tokens_can_be_handed_over_many_at_a_time(data, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets, _, _ = data
+    monkeypatch.setattr(normal_equations, "TOKENS_AT_ONCE", 16)
+    buffer = TokenBuffer(NormalEquations.zeros(COLUMNS, HIDDEN, torch.device("cpu")))
+    for rows in torch.arange(60).split(7):
+        buffer.add(inputs[rows], targets[rows])
+    found, expected = buffer.flush(), equations(inputs, targets)
+    assert found.tokens == 60
+    assert all(torch.allclose(one, other) for one, other in zip(found.tensors(), expected.tensors(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(buffer.flush().tensors(), found.tensors(), strict=True))
 
 
 def test_repair_uses_all_tokens_once_the_strength_is_chosen(data) -> None:

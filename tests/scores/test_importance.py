@@ -20,7 +20,9 @@ def test_magnitude_sums_the_weights_of_a_unit(item: object) -> None:
     blocks = describe_model(model).blocks
     scores = magnitude_scores(model, blocks)
     layer = model.get_submodule(blocks[0].layer)
-    attention = [layer.get_submodule(projection.path).weight.detach().double().abs() for projection in blocks[0].projections]
+    attention = [
+        layer.get_submodule(projection.path).weight.detach().double().abs() for projection in blocks[0].projections
+    ]
     # Head 2 of size 8: rows 16 … 23 of query, key and value, and the same columns of the output projection.
     head = sum(weight[16:24].sum() for weight in attention[:3]) + attention[3][:, 16:24].sum()
     assert scores[0][2].item() == pytest.approx(head.item(), rel=1e-12)

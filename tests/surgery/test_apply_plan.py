@@ -145,9 +145,16 @@ def test_applied_is_for_the_length_of_the_block_only() -> None:
     anatomy = describe_model(model)
     plan = varied_plan(anatomy)
     masked = run(zeroed_copy(model, anatomy, plan), batch)
-    with pytest.raises(KeyboardInterrupt), applied(model, anatomy, plan):
+    with applied(model, anatomy, plan):
         assert difference(run(model, batch), masked) <= 1e-4
-        raise KeyboardInterrupt
+    assert_untouched(model, before)
+
+    def interrupted() -> None:
+        with applied(model, anatomy, plan):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert_untouched(model, before)
     assert difference(run(model, batch), dense) == 0
 

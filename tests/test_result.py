@@ -1,0 +1,87 @@
+"""A pruned model is written, or pushed, as a whole folder or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_prune import FisherPruningConfig, PruningResult, prune_model
+from hf_prune.report import result as result_module
+from tests.conformance.plans import difference, run
+from tests.failing import Failing
+from tests.small_models import Batch, case
+
+BERT = case("bert", "classification")
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    return [BERT.batch(seed) for seed in range(4)]
+
+
+@pytest.fixture
+def result(batches: list[Batch]) -> PruningResult:
+    return prune_model(BERT.model(), FisherPruningConfig(flops=0.5, latency_batch_size=2), batches)
+
+
+@pytest.mark.parametrize("moment", ["save_file", "pruned_model_card"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_failed_save_leaves_no_folder(
+    result: PruningResult, moment: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_module, moment, Failing(getattr(result_module, moment), 0, error))
+    with pytest.raises(error):
+        result.save_pretrained(tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_save_leaves_an_earlier_one(
+    result: PruningResult, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result.save_pretrained(tmp_path / "small")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    other = prune_model(BERT.model(seed=1), FisherPruningConfig(flops=0.3, latency_batch_size=2), batches)
+    with monkeypatch.context() as patch:
+        failing = Failing(result_module.pruned_model_card, 0, KeyboardInterrupt)
+        patch.setattr(result_module, "pruned_model_card", failing)
+        with pytest.raises(KeyboardInterrupt):
+            other.save_pretrained(tmp_path / "small")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    other.save_pretrained(tmp_path / "small")
+    loaded = BERT.auto_class.from_pretrained(tmp_path / "small")
+    assert difference(run(loaded, batches[0]), run(other.model, batches[0])) == 0
+
+
+def test_pushed_as_one_commit(result: PruningResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
+            calls.append(("create", (repo_id, options)))
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+            calls.append(("upload", repo_id))
+            for path in Path(folder_path).iterdir():
+                (tmp_path / path.name).write_bytes(path.read_bytes())
+            return type("Commit", (), {"commit_url": "https://example.org/commit"})
+
+    monkeypatch.setattr(result_module, "HfApi", Api)
+    address = result.push_to_hub("small", private=True, token="secret")
+    assert address == "https://example.org/commit"
+    assert calls == [
+        ("token", "secret"),
+        ("create", ("small", {"private": True, "exist_ok": True})),
+        ("upload", "me/small"),
+    ]
+    loaded = BERT.auto_class.from_pretrained(tmp_path)
+    assert difference(run(loaded, BERT.batch()), run(result.model, BERT.batch())) == 0
+    assert "secret" not in "".join(
+        path.read_text() for path in tmp_path.glob("*.[jm]*") if path.suffix != ".safetensors"
+    )
