@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 
 from .anatomy import ModelAnatomy, describe_model
 from .anatomy.cut import UndoLog
-from .budget.latency import compare_with_undone
+from .budget.latency import check_length, compare_with_undone
 from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
 from .errors import PruningError
@@ -25,7 +25,7 @@ from .report.clock import StageClock
 from .report.evaluate import evaluate_model
 from .report.report import LatencySetting
 from .report.result import PruningResult
-from .scores import evaluating
+from .scores import evaluating, modes_restored
 from .strategies.base import Cut
 from .surgery import apply_plan, write_metadata
 from .surgery.metadata import metadata_snapshot, restore_metadata, write_metrics
@@ -101,11 +101,12 @@ def prune_model(
         # Written before retraining, so that the checkpoints of a Trainer can be loaded.
         write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
         if retrain is not None:
-            with clock("retraining"):
+            with clock("retraining"), modes_restored(model):
                 retrain(model).train()
         measure("pruned")
         write_metrics(model, anatomy, metrics)
-    return PruningResult(model, cut.plan, replace(report, stages=clock.seconds, metrics=metrics), config)
+    finished = replace(report, stages=clock.seconds, metrics=metrics)
+    return PruningResult(model, cut.plan, finished, config, getattr(data_collator, "tokenizer", None))
 
 
 def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
@@ -120,6 +121,10 @@ def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
             f"{type(model).__name__} has gates on its heads or filters. Take them off with remove_head_gates and"
             " remove_filter_gates; a mixin's save_pretrained folds them into the weights first."
         )
+    config.targets([block.key for block in anatomy.blocks])
+    length = getattr(config, "sequence_length", None)
+    if length is not None:
+        check_length(model, length)
     _warn_if_untrained(model)
     return anatomy
 

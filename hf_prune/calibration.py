@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -21,6 +21,8 @@ from .errors import PruningError
 
 Batch = dict[str, Any]
 Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+T = TypeVar("T")
 
 _LABEL_COLUMNS = {"label": "labels", "label_ids": "labels"}
 
@@ -52,9 +54,8 @@ class CalibrationData:
         if data is None:
             raise PruningError("Calibration data is needed: pass a Dataset of tokenised rows, a DataLoader or batches.")
         self._accelerator = accelerator
-        self._device = model.device
+        self._model = model
         self._accepted = set(inspect.signature(model.forward).parameters) - {"self", "kwargs"}
-        self._model_name = type(model).__name__
         self._inputs = (model.main_input_name, "inputs_embeds")
         collator = data_collator or _padding_collator(model, self._accepted)
         self._batches = self._as_batches(data, collator, batch_size)
@@ -120,13 +121,27 @@ class CalibrationData:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes, one below the other; processes may have different numbers of them."""
+    def agree(self, action: Callable[[], T]) -> T:
+        """What `action` returns; if it fails on one process, all processes fail instead of waiting for each other.
+
+        Raises:
+            PruningError: here, or on another process.
+        """
         if self.processes == 1:
-            return rows
-        parts: list[Any] = [None] * self.processes
-        torch.distributed.all_gather_object(parts, rows.cpu())
-        return torch.cat(parts).to(rows.device)
+            return action()
+        error: PruningError | None = None
+        try:
+            value = action()
+        except PruningError as failure:
+            error = failure
+        messages: list[str | None] = [None] * self.processes
+        torch.distributed.all_gather_object(messages, None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise PruningError(f"Process {rank} failed: {message}")
+        return value
 
     def broadcast(self, value: Any) -> Any:
         """Process 0's value, on every process (for decisions that rest on local measurements)."""
@@ -144,13 +159,15 @@ class CalibrationData:
             return _row_batches(data.remove_columns(unused), collator, batch_size)
         if _is_map_style(data) and len(data) and _is_row(data[0]):
             return _row_batches(data, collator, batch_size)
-        if isinstance(data, Iterator):
-            return list(data)
         if not isinstance(data, Iterable):
             raise PruningError(
                 f"Calibration data of type {type(data).__name__} cannot be read: pass a Dataset of tokenised rows, a"
                 " DataLoader, or an iterable of batches (dictionaries of tensors)."
             )
+        if isinstance(data, Iterator):
+            data = list(data)
+        if _is_row(next(iter(data), None)):  # a stream of rows, as `datasets` gives with streaming=True
+            return _row_batches(list(data), collator, batch_size)
         return data
 
     def _prepare(self, batch: Any) -> Batch:
@@ -161,14 +178,14 @@ class CalibrationData:
             )
         named = {_LABEL_COLUMNS.get(key, key): value for key, value in batch.items()}
         kept = {
-            key: value.to(self._device) if isinstance(value, torch.Tensor) else value
+            key: value.to(self._model.device) if isinstance(value, torch.Tensor) else value
             for key, value in named.items()
             if key in self._accepted
         }
         if not any(isinstance(kept.get(name), torch.Tensor) for name in self._inputs):
             raise PruningError(
                 f"A calibration batch with the keys {', '.join(map(str, batch)) or '(none)'} holds no tensor named"
-                f" {' or '.join(self._inputs)}, which {self._model_name} reads. Tokenise the data first."
+                f" {' or '.join(self._inputs)}, which {type(self._model).__name__} reads. Tokenise the data first."
             )
         return kept
 

@@ -49,16 +49,20 @@ class PruningConfig(PushToHubMixin):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, [value])
+            elif value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+                raise PruningError(f"{name}={value!r} must be a list of strings.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with the strategy's name, JSON-serialisable."""
         return {"strategy": self.strategy, **asdict(self)}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes `pruning_config.json` into a directory."""
+        """Writes `pruning_config.json` into a directory; with `push_to_hub=True` also to the Hub (`repo_id=`)."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf8")
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, token=kwargs.get("token"))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> Self:
@@ -130,15 +134,22 @@ class StructuredPruningConfig(PruningConfig):
             raise PruningError(f"{name}={value!r} must be a number above 0.")
         if name != "latency_ms" and value > 1:
             raise PruningError(f"{name}={value} must lie in (0, 1]: it is the fraction of the dense model to keep.")
-        for count in ("batch_size", "latency_batch_size", "round_to", "sequence_length"):
-            number = getattr(self, count)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise PruningError(f"{count}={number!r} must be a whole number of at least 1.")
+        check_counts(self, "batch_size", "latency_batch_size", "round_to", "sequence_length")
+        if not isinstance(self.uniform, bool):
+            raise PruningError(f"uniform={self.uniform!r} must be True or False.")
 
     @property
     def budget(self) -> tuple[str, float]:
         """The budget's keyword and value."""
         return next((name, getattr(self, name)) for name in self.BUDGETS if getattr(self, name) is not None)
+
+
+def check_counts(config: PruningConfig, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a whole number of at least 1 (or None)."""
+    for name in names:
+        number = getattr(config, name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise PruningError(f"{name}={number!r} must be a whole number of at least 1.")
 
 
 class AutoPruningConfig:

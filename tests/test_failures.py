@@ -230,7 +230,8 @@ def test_interrupted_measurement_leaves_the_model(
     witness = Witness(model)
     tables = {block.key: torch.arange(block.units + 1).double() for block in describe_model(model).blocks}
     monkeypatch.setattr(select, "latency_tables", lambda *arguments: tables)
-    monkeypatch.setattr(latency, "_cpu_seconds", Failing(latency._cpu_seconds, works, KeyboardInterrupt))
+    right = latency.forward_pass
+    monkeypatch.setattr(latency, "forward_pass", lambda *given: Failing(right(*given), works, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, FisherPruningConfig(**budget, latency_batch_size=2), batches)
     witness.check()

@@ -54,7 +54,7 @@ def record_layer_calls(
         return hidden
 
     with _replaced_forwards([model.get_submodule(layer) for layer in layers], record), suppress(StopForward):
-        model(**batch, use_cache=False)
+        model(**{**batch, "use_cache": False})
     return hidden_states[0], calls
 
 
@@ -71,12 +71,19 @@ def positions_read(model: PreTrainedModel, layers: Sequence[str], batch: Mapping
         return entered[-1]
 
     with _replaced_forwards([model.get_submodule(layer) for layer in layers], skip), torch.enable_grad():
-        output = model(**batch, use_cache=False)
+        output = model(**{**batch, "use_cache": False, "output_hidden_states": False, "return_dict": True})
         tensors = [value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.requires_grad]
-        generator = torch.Generator().manual_seed(0)
-        mixed = [value * torch.randn(value.shape, generator=generator).to(value) for value in tensors]
-        gradient = torch.autograd.grad(torch.stack([value.sum() for value in mixed]).sum(), entered[-1])[0]
+        mixed = torch.stack([_random_mixture(value.float()) for value in tensors]).sum()
+        gradient = torch.autograd.grad(mixed, entered[-1])[0]
     return gradient.ne(0).any(-1)
+
+
+def _random_mixture(values: torch.Tensor) -> torch.Tensor:
+    """A random linear combination of all entries; the last axis first, which can be a whole vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    while values.dim():
+        values = values @ torch.randn(values.shape[-1], generator=generator).to(values)
+    return values
 
 
 @contextmanager

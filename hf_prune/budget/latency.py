@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from ..anatomy.cut import UndoLog
 from ..calibration import Batch
 from ..errors import PruningError
+from ..scores import evaluating
 
 WARM_UP = 1
 
@@ -39,7 +41,10 @@ def compare_latency(
             f"batch_size={batch_size}, sequence_length={sequence_length} and repeats={repeats} must all be at least 1."
         )
     passes = [forward_pass(model, random_batch(model, batch_size, sequence_length)) for model in models]
-    return time_in_turn(passes, repeats, models[0].device)
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        return time_in_turn(passes, repeats, models[0].device)
 
 
 def compare_with_undone(
@@ -51,19 +56,17 @@ def compare_with_undone(
     """
     run = forward_pass(model, random_batch(model, batch_size, sequence_length))
     # The log is swapped before every pass, so the first of the two is the model as it was.
-    before, after = time_in_turn([run, run], repeats, model.device, prepare=log.swap)
+    with evaluating(model):
+        before, after = time_in_turn([run, run], repeats, model.device, prepare=log.swap)
     return before, after
 
 
 def forward_pass(model: PreTrainedModel, batch: Batch) -> Callable[[], None]:
-    """One inference pass as a function of nothing; the model is in evaluation mode while it runs."""
+    """One inference pass as a function of nothing; the model must be in evaluation mode."""
 
     def run() -> None:
-        training = model.training
-        model.eval()
         with torch.inference_mode():
             model(**batch)
-        model.train(training)
 
     return run
 
@@ -74,9 +77,7 @@ def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) 
     Raises:
         PruningError: the sequence is longer than the model's positions.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and sequence_length > limit:
-        raise PruningError(f"sequence_length={sequence_length} exceeds the model's {limit} positions.")
+    check_length(model, sequence_length)
     shape: tuple[int, ...] = (batch_size, sequence_length)
     if type(model).__name__.endswith("ForMultipleChoice"):
         shape = (batch_size, 1, sequence_length)
@@ -85,6 +86,26 @@ def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) 
     # Ids that embeddings treat specially (padding shifts RoBERTa's positions) are low; stay clear of them.
     ids = torch.randint(min(10, vocabulary - 1), vocabulary, shape, generator=generator)
     return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
+
+
+def check_length(model: PreTrainedModel, sequence_length: int) -> None:
+    """Raises a PruningError if the model has no positions for so many tokens."""
+    limit = position_count(model)
+    if limit is not None and sequence_length > limit:
+        raise PruningError(f"sequence_length={sequence_length} exceeds the model's {limit} positions.")
+
+
+def position_count(model: PreTrainedModel) -> int | None:
+    """How many tokens a sequence may have; None where the config does not say.
+
+    RoBERTa and its kin count positions from the padding token's id on, so that many are lost.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    offsets = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return int(limit) - max(offsets, default=0)
 
 
 def time_in_turn(
@@ -98,28 +119,26 @@ def time_in_turn(
     Args:
         passes: what to time.
         repeats: timed calls of each.
-        device: decides the clock.
+        device: where they run; it is waited for.
         prepare: called before every call, outside the timing.
     """
-    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     samples: list[list[float]] = [[] for _ in passes]
     for _ in range(WARM_UP + repeats):
         for run, store in zip(passes, samples, strict=True):
             prepare()
-            store.append(clock(run))
+            store.append(_seconds(run, device))
     return [statistics.median(store[WARM_UP:]) for store in samples]
 
 
-def _cpu_seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Wall time of one call; accelerators work on their own time, so theirs is waited for."""
+    _wait_for(device)
     start = time.perf_counter()
     run()
+    _wait_for(device)
     return time.perf_counter() - start
 
 
-def _cuda_seconds(run: Callable[[], None]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+def _wait_for(device: torch.device) -> None:
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)

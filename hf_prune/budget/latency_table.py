@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -18,12 +19,17 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
 from ..anatomy import Block, ModelAnatomy
 from ..anatomy.cut import UndoLog, cut_block
 from ..anatomy.layer_calls import LayerCall, record_layer_calls
 from ..scores import frozen
 from .latency import random_batch, time_in_turn
+
+logger = logging.getLogger(__name__)
+
+_ACTIVATIONS = ("hidden_act", "activation", "activation_function")
 
 WIDTHS = 24
 REPEATS = 7
@@ -67,7 +73,7 @@ def latency_tables(
     """
     tables: dict[str, torch.Tensor] = {}
     measured: dict[tuple[Any, ...], torch.Tensor] = {}
-    for block in anatomy.blocks:
+    for block in tqdm(anatomy.blocks, desc="Latency tables", unit="block", leave=False):
         shape = _shape(model, anatomy, block)
         if shape not in measured:
             path = _cache_path(conditions, shape)
@@ -83,7 +89,9 @@ def latency_tables(
 def _shape(model: PreTrainedModel, anatomy: ModelAnatomy, block: Block) -> tuple[Any, ...]:
     """What identifies a block up to its weights: its layer's class and the block's own sizes."""
     projections = tuple((item.axis, item.width, item.other) for item in block.projections)
-    return type(model.get_submodule(block.layer)).__name__, block.kind, block.units, block.layout.name, projections
+    layer = type(model.get_submodule(block.layer)).__name__
+    activation = next((str(getattr(model.config, name)) for name in _ACTIVATIONS if hasattr(model.config, name)), "")
+    return layer, activation, block.kind, block.units, block.layout.name, projections
 
 
 def _measure(
@@ -153,8 +161,11 @@ def _read_table(path: Path, units: int) -> torch.Tensor | None:
 
 
 def _write_table(path: Path, conditions: LatencyConditions, shape: tuple[Any, ...], table: torch.Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"conditions": asdict(conditions), "block": repr(shape), "seconds": table.tolist()}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
-        json.dump(content, file)
-    os.replace(file.name, path)
+    content = json.dumps({"conditions": asdict(conditions), "block": repr(shape), "seconds": table.tolist()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError as error:
+        logger.warning("The latency table could not be kept in %s (%s); it will be measured again.", path.parent, error)

@@ -106,10 +106,11 @@ def select_units(
         return _by_cost(targets, config, value, lambda block: flops_per_unit(block, sequence_length))
     if keyword == "params":
         return _by_cost(targets, config, value, lambda block: block.parameters_per_unit)
-    selection = _by_latency(model, anatomy, targets, config, sequence_length) if data.is_main else None
-    decided = data.broadcast(selection)
-    assert decided is not None
-    return decided
+    # One process measures and decides for all.
+    selection = data.agree(
+        lambda: _by_latency(model, anatomy, targets, config, sequence_length) if data.is_main else Selection({})
+    )
+    return data.broadcast(selection)
 
 
 def _units_multiple(round_to: int, blocks: Sequence[Block]) -> int:
@@ -172,26 +173,76 @@ def _by_latency(
     conditions = LatencyConditions.of(model, config.latency_batch_size, sequence_length)
     tables = latency_tables(model, anatomy, conditions)
     cut = _CutTimer(model, anatomy, conditions)
-    dense, empty = cut.seconds_of_extremes()
-    keyword, value = config.budget
-    target = value * dense if keyword == "latency" else value / 1000
-    _check_reachable(keyword, target, dense, empty)
-    fixed = sum(float(tables[block.key][-1]) for block in targets.fixed)
-    table_dense = sum(float(tables[block.key][-1]) for block in anatomy.blocks)
-    # Table seconds are scaled so that tables and end-to-end measurement agree on what the blocks cost together.
-    scale = table_dense / max(dense - empty, 1e-12)
-    budget = (target - empty) * scale - fixed
+    frame = _LatencyFrame.of(cut, anatomy, targets, tables, config)
+    budget = frame.budget
     trials: list[_LatencyTrial] = []
     for _ in range(LATENCY_ROUNDS):
-        result = _latency_result(targets, tables, config, budget)
+        result = _latency_result(frame, targets, tables, config, budget)
         masks = targets.masks(result)
         dense, seconds = cut.seconds(masks)
-        target = value * dense if keyword == "latency" else target
+        target = frame.target(dense)
         trials.append(_LatencyTrial(seconds / target, result.score_kept, Selection(masks, _gap_note(result))))
         if abs(trials[-1].ratio - 1) <= LATENCY_TOLERANCE - 1 or (trials[-1].ratio < 1 and _keeps_all(masks)):
             break
-        budget = max(budget + (target - seconds) * scale, budget / 4)
+        budget = max(budget + (target - seconds) * frame.scale, budget / 4)
     return _best_trial(trials)
+
+
+@dataclass(frozen=True)
+class _LatencyFrame:
+    """How seconds in the tables relate to the latency that was asked for.
+
+    Attributes:
+        keyword, value: the budget as the user gave it.
+        dense, empty: measured seconds of the dense model, and of the model without any unit.
+        fixed: table seconds of the blocks that are not to be pruned.
+        scale: table seconds per measured second: both must agree on what the blocks cost together.
+    """
+
+    keyword: str
+    value: float
+    dense: float
+    empty: float
+    fixed: float
+    scale: float
+
+    @classmethod
+    def of(
+        cls,
+        cut: _CutTimer,
+        anatomy: ModelAnatomy,
+        targets: _Targets,
+        tables: Mapping[str, torch.Tensor],
+        config: StructuredPruningConfig,
+    ) -> _LatencyFrame:
+        """Measures the extremes; InfeasibleBudgetError if not even an empty model is fast enough."""
+        dense, empty = cut.seconds_of_extremes()
+        everything = sum(float(tables[block.key][-1]) for block in anatomy.blocks)
+        fixed = sum(float(tables[block.key][-1]) for block in targets.fixed)
+        frame = cls(*config.budget, dense, empty, fixed, everything / max(dense - empty, 1e-12))
+        if frame.budget <= 0:
+            raise frame.infeasible(0.0)
+        return frame
+
+    def target(self, dense: float) -> float:
+        """The seconds that were asked for, given the dense model's."""
+        return self.value * dense if self.keyword == "latency" else self.value / 1000
+
+    @property
+    def budget(self) -> float:
+        """Table seconds for the blocks that may be pruned."""
+        return (self.target(self.dense) - self.empty) * self.scale - self.fixed
+
+    def infeasible(self, table_seconds: float) -> InfeasibleBudgetError:
+        """The error for a budget below what the units that must stay take, in the user's unit."""
+        seconds = self.empty + (self.fixed + table_seconds) / max(self.scale, 1e-12)
+        smallest = seconds / self.dense if self.keyword == "latency" else seconds * 1000
+        return InfeasibleBudgetError(
+            f"{self.keyword}={self.value:.4g} is out of reach: the smallest reachable value is about {smallest:.4g}"
+            " (everything that must stay). Raise the budget, or give a latency_batch_size and sequence_length at which"
+            " attention and FFN weigh more.",
+            smallest,
+        )
 
 
 @dataclass(frozen=True)
@@ -219,35 +270,24 @@ def _best_trial(trials: Sequence[_LatencyTrial]) -> Selection:
     return fastest.selection
 
 
-def _check_reachable(keyword: str, target: float, dense: float, empty: float) -> None:
-    if target > empty:
-        return
-    smallest = empty / dense if keyword == "latency" else empty * 1000
-    raise InfeasibleBudgetError(
-        f"{keyword}={target / dense if keyword == 'latency' else target * 1000:.4g} is out of reach: the model without"
-        f" any head or filter already takes {smallest:.4g}. Raise the budget, or give a latency_batch_size and"
-        " sequence_length at which attention and FFN weigh more.",
-        smallest,
-    )
-
-
 def _latency_result(
-    targets: _Targets, tables: Mapping[str, torch.Tensor], config: StructuredPruningConfig, budget: float
+    frame: _LatencyFrame,
+    targets: _Targets,
+    tables: Mapping[str, torch.Tensor],
+    config: StructuredPruningConfig,
+    budget: float,
 ) -> SearchResult:
-    if budget <= 0:
-        raise InfeasibleBudgetError(
-            f"{config.budget[0]}={config.budget[1]} leaves no time for any head or filter on this machine."
-            " Raise the budget.",
-            config.budget[1],
+    try:
+        return search_latency_units(
+            targets.head_scores,
+            targets.filter_scores,
+            [tables[block.key] for block in targets.heads],
+            [tables[block.key] for block in targets.filters],
+            budget,
+            **targets.options(config),
         )
-    return search_latency_units(
-        targets.head_scores,
-        targets.filter_scores,
-        [tables[block.key] for block in targets.heads],
-        [tables[block.key] for block in targets.filters],
-        budget,
-        **targets.options(config),
-    )
+    except InfeasibleBudgetError as error:
+        raise frame.infeasible(error.smallest) from error
 
 
 class _CutTimer:

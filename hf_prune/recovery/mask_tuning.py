@@ -13,6 +13,8 @@ from .normal_equations import NormalEquations
 Solver = Literal["direct", "lsmr"]
 
 ACCEPTED_SCALE = 10.0
+# LSMR's reasons to stop that mean success: an exact solution, or one within its tolerances.
+LSMR_CONVERGED = (0, 1, 2)
 
 
 def unit_equations(
@@ -53,7 +55,7 @@ def solve_mask_scales(
             (SciPy on the CPU, CuPy on CUDA) on a square factor of AᵀA, which gives the same iterates as A itself.
 
     Returns:
-        `[units]`, float64.
+        `[units]`, float64; NaN where LSMR did not converge, which `acceptable` refuses.
 
     Raises:
         PruningError: the shapes do not fit, or "lsmr" on CUDA without CuPy.
@@ -100,7 +102,9 @@ def _lsmr(gram: torch.Tensor, rest: torch.Tensor, damp: float) -> torch.Tensor:
     right = torch.where(values > cutoff, 1 / root, 0.0) * (vectors.T @ rest)
     to_array, lsmr, to_tensor = _lsmr_backend(gram.device)
     # SciPy stops after n iterations by default, which is too early for most blocks; CuPy's default is 5 n.
-    solution = lsmr(to_array(factor), to_array(right), damp=damp, maxiter=5 * len(gram))[0]
+    solution, reason = lsmr(to_array(factor), to_array(right), damp=damp, maxiter=5 * len(gram))[:2]
+    if int(reason) not in LSMR_CONVERGED:
+        return torch.full_like(rest, torch.nan)
     return to_tensor(solution)
 
 

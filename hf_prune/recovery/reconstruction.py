@@ -20,7 +20,7 @@ from ..anatomy.cut import UndoLog, cut_block
 from ..calibration import Batch, CalibrationData
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations, TokenBuffer
-from .streams import Stream, accumulation_dtype, block_inputs, counted_rows, dense_targets, open_streams
+from .streams import Stream, block_inputs, dense_targets, open_streams
 
 # Every fourth batch is held out for choosing regularisation; the final solve uses all of them.
 HELD_OUT_EVERY = 4
@@ -134,7 +134,7 @@ def _problem(
     for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
         inputs, rest = block_inputs(layer, block, stream)
         held_out = data.batch_number(index) % HELD_OUT_EVERY == 1
-        parts[held_out].add(inputs, counted_rows(accumulation_dtype(target), stream) - rest)
+        parts[held_out].add(inputs, target - rest)
     fit, held_out_part = (part.flush() for part in parts)
     for tensor in (*fit.tensors(), *held_out_part.tensors()):
         data.sum(tensor)

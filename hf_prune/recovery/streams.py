@@ -78,13 +78,17 @@ def tap_residual(layer: nn.Module, tap: Tap, seen: list[torch.Tensor], stop: boo
 
 
 def dense_targets(layer: nn.Module, blocks: Sequence[Block], stream: Stream) -> list[torch.Tensor]:
-    """Runs the original layer on the dense stream, which moves on; returns the stream after each of its blocks."""
+    """Runs the original layer on the dense stream, which moves on.
+
+    Returns:
+        For each block the stream after it on the tokens that count, `[tokens, hidden]`, in float32 or better.
+    """
     seen: list[list[torch.Tensor]] = [[] for _ in blocks]
     with ExitStack() as taps:
         for block, store in zip(blocks, seen, strict=True):
             taps.enter_context(tap_residual(layer, block.residual, store))
         stream.dense = stream.calls[0].run(layer, stream.dense)
-    return [store[0] for store in seen]
+    return [counted_rows(accumulation_dtype(store[0]), stream) for store in seen]
 
 
 def block_inputs(layer: nn.Module, block: Block, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ..scores import evaluating
 
 
 def evaluate_model(
@@ -25,18 +31,19 @@ def evaluate_model(
         data_collator: as for `Trainer`.
         batch_size: rows per batch.
     """
-    training = model.training
-    with tempfile.TemporaryDirectory() as folder:
+    device = model.device
+    with tempfile.TemporaryDirectory() as folder, evaluating(model), _untouched_randomness():
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_eval_batch_size=batch_size,
             report_to=[],
-            use_cpu=model.device.type == "cpu",
+            use_cpu=device.type == "cpu",
             disable_tqdm=None,
         )
         trainer = Trainer(model, arguments, data_collator=data_collator, compute_metrics=compute_metrics)
         measured = trainer.evaluate(eval_dataset)
-    model.train(training)
+    if model.device != device:
+        model.to(device)
     timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     bookkeeping = {f"eval_{name}" for name in timing} | {"epoch"}
     return {
@@ -44,3 +51,15 @@ def evaluate_model(
         for name, value in measured.items()
         if name not in bookkeeping and isinstance(value, (int, float))
     }
+
+
+@contextmanager
+def _untouched_randomness() -> Iterator[None]:
+    """A Trainer seeds every generator when it is made; the caller's states come back."""
+    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,12 @@ PLAN_FILE = "pruning_plan.safetensors"
 REPORT_FILE = "pruning_report.json"
 PLOT_FILE = "pruning.png"
 
+# The names under which transformers looks for a model's weights.
+_WEIGHTS = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"
+)
+
 
 @dataclass
 class PruningResult:
@@ -37,12 +44,14 @@ class PruningResult:
         plan: which units stayed, counted in the model as it was passed in.
         report: costs, metrics and times before and after.
         config: the configuration that asked for it.
+        tokenizer: what the data collator tokenised with, if it has one; saved along, so that `pipeline` finds it.
     """
 
     model: PreTrainedModel
     plan: PruningPlan
     report: PruningReport
     config: PruningConfig
+    tokenizer: Any = None
 
     def save_pretrained(
         self,
@@ -59,11 +68,15 @@ class PruningResult:
 
         Args:
             save_directory: where to; files of the same name are replaced.
-            tokenizer: a tokenizer or processor to save along, so that `pipeline` finds it.
+            tokenizer: a tokenizer or processor to save along; by default the data collator's.
             card: what only you know for the model card (`base_model`, `license`, `language`, `dataset`, `tags`,
                 `model_id`; see `pruned_model_card`).
-            **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …).
+            **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …); with `is_main_process=False` nothing
+                is written.
         """
+        if not kwargs.get("is_main_process", True):
+            return
+        tokenizer = tokenizer if tokenizer is not None else self.tokenizer
         with _complete_or_nothing(Path(save_directory)) as folder:
             self.model.save_pretrained(folder, **kwargs)
             if tokenizer is not None:
@@ -141,7 +154,6 @@ def _move_into(source: Path, target: Path) -> None:
     names = {file.name for file in source.iterdir()}
     for name in names:
         os.replace(source / name, target / name)
-    for pattern in ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*"):
-        for stale in target.glob(pattern):
-            if stale.name not in names:
-                stale.unlink()
+    for file in target.iterdir():
+        if file.name not in names and _WEIGHTS.fullmatch(file.name):
+            file.unlink()

@@ -1,6 +1,6 @@
 """How important each unit is."""
 
-from .gradients import GradientRows, evaluating, fisher_gradients, frozen, iterate_gradients
+from .gradients import GradientRows, evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
 from .importance import fisher_scores, gradient_scores, magnitude_scores
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "gradient_scores",
     "iterate_gradients",
     "magnitude_scores",
+    "modes_restored",
 ]

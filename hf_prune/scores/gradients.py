@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,33 +21,52 @@ from .per_example_loss import PerExampleLoss
 SAME_LOSS = 0.02
 
 
-@dataclass
 class GradientRows:
-    """The gate gradients of one block, bounded in memory.
+    """The gate gradients of one block over many examples, bounded in memory.
 
-    `matrix()` has the same Gram matrix as the stack of all rows that were added, which is all that Fisher scores and
-    rearrangement need; once there are more than twice as many rows as units, they are replaced by the triangular
-    factor of their QR decomposition.
+    `matrix()` has the same Gram matrix as the stack of all rows that were added, which is all that rearrangement
+    needs; once there are more than twice as many rows as units, they are replaced by the triangular factor of their QR
+    decomposition.
+
+    Args:
+        units: units of the block.
+        device: where the gradients come from.
+        keep_rows: whether `matrix()` will be asked for; the sums need no rows.
+
+    Attributes:
+        examples: rows added so far.
+        absolute_sum: Σ|gradient| over examples, `[units]`, float64.
+        square_sum: Σ gradient² over examples, `[units]`, float64.
     """
 
-    units: int
-    examples: int = 0
-    absolute_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    _parts: list[torch.Tensor] = field(default_factory=list)
+    def __init__(self, units: int, device: torch.device | str = "cpu", keep_rows: bool = True) -> None:
+        self.units = units
+        self.examples = 0
+        self.absolute_sum = torch.zeros(units, dtype=torch.float64, device=device)
+        self.square_sum = torch.zeros(units, dtype=torch.float64, device=device)
+        self._keep_rows = keep_rows
+        self._parts = [torch.zeros(0, units, device=device)]
 
     def add(self, rows: torch.Tensor) -> None:
         """Adds gradients `[examples, units]`."""
         rows = rows.detach().float()
-        self.absolute_sum = self.absolute_sum.to(rows.device) + rows.abs().sum(0).double()
         self.examples += len(rows)
+        self.absolute_sum += rows.abs().double().sum(0)
+        self.square_sum += rows.double().square().sum(0)
+        if not self._keep_rows:
+            return
         self._parts.append(rows)
         if sum(map(len, self._parts)) > 2 * max(self.units, 256):
             self._parts = [torch.linalg.qr(torch.cat(self._parts).double(), mode="r").R.float()]
 
     def matrix(self) -> torch.Tensor:
-        """`[rows, units]`, float32."""
-        if not self._parts:
-            return torch.zeros(0, self.units)
+        """`[rows, units]`, float32.
+
+        Raises:
+            PruningError: no rows were kept.
+        """
+        if not self._keep_rows:
+            raise PruningError("The rows of these gradients were not kept; collect them with keep_rows=True.")
         return torch.cat(self._parts)
 
 
@@ -104,15 +123,22 @@ def iterate_gradients(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode is restored."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Every module's training or evaluation mode is restored at the end."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        for module, mode in training.items():
+        for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode is restored."""
+    with modes_restored(model):
+        model.eval()
+        yield
 
 
 @contextmanager
@@ -145,7 +171,7 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
     gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in blocks]
     mode = PerExampleLoss(examples, tokens if len(tokens) == examples else tokens.reshape(examples, -1).sum(1))
     with torch.enable_grad(), UnitGates(model, blocks, gates), mode:
-        loss = getattr(model(**batch), "loss", None)
+        loss = getattr(model(**{**batch, "return_dict": True}), "loss", None)
     if loss is None:
         raise PruningError(
             f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
@@ -171,7 +197,9 @@ def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Ba
             " exist. Use importance='magnitude', or a head whose loss is a sum over examples."
         )
     with torch.no_grad():
-        alone = sum(model(**_rows(batch, index, index + 1)).loss.sum().item() for index in range(2))
+        alone = sum(
+            model(**{**_rows(batch, index, index + 1), "return_dict": True}).loss.sum().item() for index in range(2)
+        )
     together = loss.total.item()
     # An example without any label has no loss of its own, and nothing to compare with.
     if math.isfinite(alone) and abs(together - alone) > SAME_LOSS * max(1.0, abs(alone)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -72,7 +73,12 @@ def block_sizes(data: Mapping[str, Any], blocks: Mapping[str, Block]) -> dict[st
                 f"config.{KEY}: {key} was cut from {of} units, but this config builds {dense}. The config was edited"
                 " after pruning; restore it, or prune the model you want anew."
             )
-        _check_heads(key, entry, kept, of)
+        if kept < blocks[key].minimum:
+            raise PruningError(
+                f"config.{KEY}: {key} keeps {kept} units, but at least {blocks[key].minimum} must stay"
+                " (the generation cache reads its length there)."
+            )
+        _check_heads(blocks[key], entry)
         sizes[key] = kept
     return sizes
 
@@ -81,13 +87,16 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_heads(key: str, entry: Mapping[str, Any], kept: int, of: int) -> None:
-    heads = entry.get("heads")
-    if heads is None:
-        return
-    valid = isinstance(heads, (list, tuple)) and all(_is_size(head) and head < of for head in heads)
-    if not valid or len(set(heads)) != kept:
-        raise PruningError(f"config.{KEY}: {key} keeps {kept} of {of} heads, but lists {str(heads)[:100]}.")
+def _check_heads(block: Block, entry: Mapping[str, Any]) -> None:
+    """Attention blocks list their kept heads, in ascending order; others have none."""
+    heads, kept, of = entry.get("heads"), entry["kept"], entry["of"]
+    if block.kind != "attention" or not isinstance(heads, (list, tuple)):
+        valid = block.kind != "attention" and heads is None
+    else:
+        valid = len(heads) == kept and all(_is_size(head) and head < of for head in heads)
+        valid = valid and all(before < after for before, after in pairwise(heads))
+    if not valid:
+        raise PruningError(f"config.{KEY}: {block.key} keeps {kept} of {of} units, but lists heads {str(heads)[:100]}.")
 
 
 def write_metadata(

@@ -99,7 +99,9 @@ def _scattered(repair: Repair, block: Block, plan: PruningPlan, model: nn.Module
 
 def outputs(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """Every floating-point output of a model for one batch, without labels or caches."""
-    return list(_tensors(model(**without_labels(batch), use_cache=False).to_tuple()))
+    # Attention maps have a size for every head, so dense and shrunk ones cannot be compared.
+    plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
+    return list(_tensors(model(**{**without_labels(batch), **plain}).to_tuple()))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

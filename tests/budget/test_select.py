@@ -49,7 +49,7 @@ def scores(anatomy: ModelAnatomy) -> dict[str, torch.Tensor]:
     return {block.key: torch.rand(block.units, generator=generator) for block in anatomy.blocks}
 
 
-ONE_PROCESS: Any = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+ONE_PROCESS: Any = SimpleNamespace(is_main=True, broadcast=lambda value: value, agree=lambda action: action())
 
 
 def choose(model: Any, anatomy: ModelAnatomy, scores: dict[str, torch.Tensor], **settings: Any) -> Selection:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_prune import PruningError, describe_model
-from hf_prune.recovery import MaskTuner, NormalEquations, ReconstructionProblem, solve_mask_scales
+from hf_prune.recovery import MaskTuner, NormalEquations, ReconstructionProblem, mask_tuning, solve_mask_scales
 from hf_prune.recovery.mask_tuning import acceptable, unit_equations
 from tests.small_models import case
 
@@ -90,6 +90,18 @@ def test_lsmr_runs_as_on_the_system_itself() -> None:
     rest = (problem.targets - problem.bias).flatten() - matrix.sum(1)
     expected = 1 + torch.from_numpy(lsmr(matrix.numpy(), rest.numpy(), damp=1.0, maxiter=60)[0])
     assert torch.allclose(problem.scales(1.0, solver="lsmr"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lsmr_that_does_not_converge_gives_nothing_acceptable(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(12, 1)
+    right = mask_tuning._lsmr_backend(torch.device("cpu"))
+    assert acceptable(problem.scales(1.0, solver="lsmr"))
+
+    def stopped_early(*arguments: Any, maxiter: int, **options: Any) -> Any:
+        return right[1](*arguments, maxiter=1, **options)
+
+    monkeypatch.setattr(mask_tuning, "_lsmr_backend", lambda device: (right[0], stopped_early, right[2]))
+    assert not acceptable(problem.scales(1.0, solver="lsmr"))
 
 
 @pytest.mark.parametrize(

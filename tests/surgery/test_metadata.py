@@ -67,11 +67,14 @@ BAD = {
     "block of another type": (BLOCK, [2, 4], r"must have 'kept' and 'of'"),
     "block that is not there": (("blocks", "encoder.layer.9.attention"), {"kept": 1, "of": 4}, "names the block"),
     "block outside the layers": (("blocks", "../classifier"), {"kept": 1, "of": 4}, "names the block"),
-    "heads out of range": ((*BLOCK, "heads"), [1, 4], r"keeps 2 of 4 heads, but lists \[1, 4\]"),
-    "negative heads": ((*BLOCK, "heads"), [-1, 2], r"keeps 2 of 4 heads, but lists"),
-    "as many heads as not kept": ((*BLOCK, "heads"), [1], r"keeps 2 of 4 heads, but lists \[1\]"),
-    "repeated heads": ((*BLOCK, "heads"), [1, 1], r"keeps 2 of 4 heads, but lists"),
-    "heads of another type": ((*BLOCK, "heads"), {"0": 1}, r"keeps 2 of 4 heads, but lists"),
+    "heads out of range": ((*BLOCK, "heads"), [1, 4], r"keeps 2 of 4 units, but lists heads \[1, 4\]"),
+    "negative heads": ((*BLOCK, "heads"), [-1, 2], r"keeps 2 of 4 units, but lists heads"),
+    "as many heads as not kept": ((*BLOCK, "heads"), [1], r"keeps 2 of 4 units, but lists heads \[1\]"),
+    "repeated heads": ((*BLOCK, "heads"), [1, 1], r"keeps 2 of 4 units, but lists heads"),
+    "heads of another type": ((*BLOCK, "heads"), {"0": 1}, r"keeps 2 of 4 units, but lists heads"),
+    "unordered heads": ((*BLOCK, "heads"), [3, 1], r"but lists heads \[3, 1\]"),
+    "heads missing": ((*BLOCK, "heads"), ..., r"but lists heads None"),
+    "heads of filters": (("blocks", FILTER, "heads"), [0], r"intermediate keeps 20 of 40 units, but lists heads \[0\]"),
     "blocks missing": (("blocks",), ..., "lacks blocks"),
     "blocks of another type": (("blocks",), [1], r"\['blocks'\] must be a dictionary, got list"),
     "format missing": (("format",), ..., "lacks format"),
@@ -94,6 +97,15 @@ def test_bad_metadata_is_refused_before_anything_is_cut(
 def test_metadata_that_is_no_dictionary(value: Any) -> None:
     with pytest.raises(PruningError, match=r"config\.pruning must be a dictionary"):
         build(value)
+
+
+def test_first_layer_of_a_decoder_needs_a_head() -> None:
+    entry = {"kept": 0, "of": 4, "heads": []}
+    decoder = case("bert", "causal")
+    with pytest.raises(PruningError, match="keeps 0 units, but at least 1 must stay"):
+        decoder.model_class(decoder.config(pruning={"format": 1, "blocks": {ATTENTION: entry}}))
+    model = build({"format": 1, "blocks": {ATTENTION: entry}})
+    assert describe_model(model).attentions[0].units == 0
 
 
 def test_bad_metadata_in_a_checkpoint_is_refused_on_loading(checkpoint: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...config import StructuredPruningConfig
+from ...config import StructuredPruningConfig, check_counts
 from ...errors import PruningError
 
 _CHOICES = {
@@ -45,7 +45,11 @@ class FisherPruningConfig(StructuredPruningConfig):
     )
     damp: float = field(default=1.0, metadata={"help": "Damping of mask tuning."})
     refit_examples: int | None = field(
-        default=1024, metadata={"help": "Calibration examples used for the repair; None for all."}
+        default=1024,
+        metadata={
+            "help": "Calibration examples used for the repair, None for all. Their hidden states are kept in memory"
+            " four times."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -53,9 +57,13 @@ class FisherPruningConfig(StructuredPruningConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise PruningError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
-        if self.rearrange is None:
-            self.rearrange = self.recovery != "weights"
-        if not self.damp >= 0:
-            raise PruningError(f"damp={self.damp} must be at least 0.")
-        if self.refit_examples is not None and self.refit_examples < 1:
-            raise PruningError(f"refit_examples={self.refit_examples} must be at least 1, or None for all.")
+        if self.rearrange not in (None, True, False):
+            raise PruningError(f"rearrange={self.rearrange!r} must be True, False or None.")
+        if isinstance(self.damp, bool) or not isinstance(self.damp, (int, float)) or not self.damp >= 0:
+            raise PruningError(f"damp={self.damp!r} must be a number of at least 0.")
+        check_counts(self, "refit_examples")
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether units are reselected within each block."""
+        return self.recovery != "weights" if self.rearrange is None else self.rearrange

@@ -14,7 +14,7 @@ from ...calibration import CalibrationData
 from ...recovery import MaskTuner, Repair, Solver, reconstruct, refit_weights
 from ...recovery.rearrange import rearrange_with_gram
 from ...report.clock import StageClock
-from ...scores import GradientRows, fisher_scores, gradient_scores, iterate_gradients, magnitude_scores
+from ...scores import GradientRows, iterate_gradients, magnitude_scores
 from ...surgery import PruningPlan
 from ..base import Cut
 from .config import FisherPruningConfig
@@ -31,15 +31,16 @@ def prune_by_fisher(
     rows: dict[str, GradientRows] = {}
     with clock("gradients"):
         sequence_length = config.sequence_length or data.sequence_length()
-        if config.importance != "magnitude" or config.rearrange:
-            rows = collect_gradients(model, anatomy, data)
+        if config.importance != "magnitude" or config.rearranges:
+            rows = data.agree(lambda: collect_gradients(model, anatomy, data, keep_rows=config.rearranges))
         scores = unit_scores(model, anatomy, config, rows, data)
     with clock("search"):
         selection = select_units(model, anatomy, scores, config, data, sequence_length)
     masks = selection.masks
-    if config.rearrange:
+    if config.rearranges:
         with clock("rearrangement"):
             masks = rearrange_masks(masks, rows, data)
+    rows.clear()
     plan = PruningPlan.from_masks(anatomy.blocks, [masks[block.key] for block in anatomy.blocks])
     notes = list(selection.notes)
     with clock("repair"):
@@ -47,9 +48,11 @@ def prune_by_fisher(
     return Cut(plan, sequence_length, repairs, tuple(notes))
 
 
-def collect_gradients(model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData) -> dict[str, GradientRows]:
+def collect_gradients(
+    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData, keep_rows: bool = True
+) -> dict[str, GradientRows]:
     """Gate gradients of every block over this process's calibration data."""
-    rows = {block.key: GradientRows(block.units) for block in anatomy.blocks}
+    rows = {block.key: GradientRows(block.units, model.device, keep_rows) for block in anatomy.blocks}
     for gradients in iterate_gradients(
         model, anatomy, tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
     ):
@@ -69,11 +72,9 @@ def unit_scores(
     if config.importance == "magnitude":
         scores = magnitude_scores(model, anatomy.blocks)
     elif config.importance == "gradient":
-        scores = [
-            data.sum(score) for score in gradient_scores([rows[block.key].absolute_sum for block in anatomy.blocks])
-        ]
+        scores = [data.sum(rows[block.key].absolute_sum.clone()) for block in anatomy.blocks]
     else:
-        scores = [data.sum(score) for score in fisher_scores([rows[block.key].matrix() for block in anatomy.blocks])]
+        scores = [data.sum(rows[block.key].square_sum.clone()) for block in anatomy.blocks]
     return {block.key: score for block, score in zip(anatomy.blocks, scores, strict=True)}
 
 
