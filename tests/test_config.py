@@ -68,9 +68,14 @@ class TestBudgets:
         ("importance", "fischer", "importance='fischer' is unknown; use one of fisher, gradient, magnitude"),
         ("recovery", "weight", "recovery='weight' is unknown; use one of weights, mask_tuning, none"),
         ("solver", "cg", "solver='cg' is unknown"),
-        ("damp", -1.0, "damp=-1.0 must be at least 0"),
-        ("damp", float("nan"), "damp=nan must be at least 0"),
-        ("refit_examples", 0, "refit_examples=0 must be at least 1"),
+        ("damp", -1.0, "damp=-1.0 must be a number of at least 0"),
+        ("damp", float("nan"), "damp=nan must be a number of at least 0"),
+        ("damp", "1", "damp='1' must be a number of at least 0"),
+        ("refit_examples", 0, "refit_examples=0 must be a whole number of at least 1"),
+        ("refit_examples", "all", "refit_examples='all' must be a whole number"),
+        ("uniform", "yes", "uniform='yes' must be True or False"),
+        ("target_modules", 3, "target_modules=3 must be a list of strings"),
+        ("exclude_modules", [3], r"exclude_modules=\[3\] must be a list of strings"),
     ],
 )
 def test_settings_out_of_range(setting: str, value: Any, message: str) -> None:

@@ -171,7 +171,7 @@ def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], batche
 
 
 MOMENTS = {
-    "gradients": (strategy, "fisher_scores", 0),
+    "gradients": (strategy, "iterate_gradients", 0),
     "search": (strategy, "select_units", 0),
     "middle of the repair": (strategy, "refit_weights", 3),
     "cut": (verify, "shrink_model", 0),

@@ -55,9 +55,10 @@ def run(request: RunRequest) -> PruningResult:
         eval_dataset=evaluation,
         compute_metrics=task.metrics_for(config),
     )
-    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer)
+    card = {"dataset": request.data.dataset_name} if request.data.dataset_name else {}
+    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer, card=card)
     if arguments.push_to_hub:
-        _upload(result, arguments, tokenizer)
+        _upload(result, arguments, tokenizer, card)
     return result
 
 
@@ -79,10 +80,10 @@ def check_output_folder(folder: Path, overwrite: bool, model: str) -> None:
         raise PruningError(f"--output_dir {folder}: no permission to write in {existing}; name another folder.")
 
 
-def _upload(result: PruningResult, arguments: RunArguments, tokenizer: Any) -> None:
+def _upload(result: PruningResult, arguments: RunArguments, tokenizer: Any, card: dict[str, Any]) -> None:
     repository = str(arguments.push_to_hub)
     try:
-        note(f"Uploaded: {result.push_to_hub(repository, tokenizer=tokenizer)}")
+        note(f"Uploaded: {result.push_to_hub(repository, tokenizer=tokenizer, card=card)}")
     except Exception as error:
         # Which HTTP library the Hub's client raises the errors of differs between its versions.
         raise PruningError(

@@ -38,6 +38,8 @@ def evaluate_model(
             per_device_eval_batch_size=batch_size,
             report_to=[],
             use_cpu=device.type == "cpu",
+            # A Trainer writes this into the model's config.
+            use_cache=getattr(model.config, "use_cache", False),
             disable_tqdm=None,
         )
         trainer = Trainer(model, arguments, data_collator=data_collator, compute_metrics=compute_metrics)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,7 +124,7 @@ class Hardware:
 
 
 @pytest.fixture(params=[1.0, 0.7, 1.4], ids=lambda value: f"surcharge{value}")
-def hardware(request, anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hardware]:
+def hardware(request, anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hardware:
     machine = Hardware(anatomy, request.param)
 
     def time_layers(passes: list, *_: Any) -> list[float]:
@@ -142,7 +141,7 @@ def hardware(request, anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(latency_table, "time_in_turn", time_layers)
     monkeypatch.setattr(select, "compare_with_undone", compare)
     monkeypatch.setenv("HF_PRUNE_CACHE", str(tmp_path))
-    yield machine
+    return machine
 
 
 def seconds(machine: Hardware, selection: Selection) -> float:

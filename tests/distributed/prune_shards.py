@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_prune import FisherPruningConfig, prune_model
 
 
-def main(folder: str) -> None:
-    """Writes every process's pruned weights and masks to `folder`."""
+def main(folder: str, unreachable: bool) -> None:
+    """Writes every process's pruned weights to `folder`; or asks for what only the measuring process can refuse."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     config = BertConfig(
@@ -33,6 +33,9 @@ def main(folder: str) -> None:
         {"input_ids": torch.randint(5, 64, (6 + index % 5,), generator=generator).tolist(), "label": index % 2}
         for index in range(44)
     ]
+    if unreachable:
+        settings = FisherPruningConfig(latency_ms=1e-9, batch_size=8)
+        prune_model(model, settings, Dataset.from_list(rows), accelerator=accelerator)
     for recovery in ("weights", "mask_tuning"):
         settings = FisherPruningConfig(flops=0.5, recovery=recovery, batch_size=8, refit_examples=None)
         pruned = prune_model(copy.deepcopy(model), settings, Dataset.from_list(rows), accelerator=accelerator).model
@@ -41,4 +44,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], unreachable="unreachable" in sys.argv)

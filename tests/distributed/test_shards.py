@@ -14,36 +14,42 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).parent / "prune_shards.py"
 
 
-def launch(processes: int, folder: Path) -> None:
+def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable]
     if processes > 1:
         # A rendezvous of its own, so that runs side by side do not meet.
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    finished = subprocess.run(
-        [*command, str(SCRIPT), str(folder)],
+    return subprocess.run(
+        [*command, str(SCRIPT), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    launch(1, folder)
-    launch(2, folder)
+    for processes in (1, 2):
+        finished = launch(processes, folder)
+        assert finished.returncode == 0, finished.stderr[-2000:]
     return folder
 
 
 @pytest.mark.parametrize("recovery", ["weights", "mask_tuning"])
 def test_processes_agree_with_each_other_and_with_one_process(written: Path, recovery: str) -> None:
-    one, first, second = (
-        load_file(written / f"{recovery}-{name}.safetensors") for name in ("1-0", "2-0", "2-1")
-    )
+    one, first, second = (load_file(written / f"{recovery}-{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
         assert value.shape == one[name].shape, name
         assert torch.allclose(value, one[name], atol=1e-6), name
+
+
+def test_a_refusal_on_the_measuring_process_ends_all(tmp_path: Path) -> None:
+    finished = launch(2, tmp_path, "unreachable")
+    assert finished.returncode != 0
+    assert "InfeasibleBudgetError" in finished.stderr
+    assert "Process 0 failed: latency_ms" in finished.stderr
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_prune import describe_model
+from hf_prune import PruningError, describe_model
 from hf_prune.scores import GradientRows, fisher_scores, gradient_scores, magnitude_scores
 from tests.small_models import case
 
@@ -47,6 +47,7 @@ class TestGradientRows:
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert torch.allclose(fisher_scores([matrix])[0], stacked.square().sum(0), rtol=1e-5)
         assert torch.allclose(gradient_scores([rows.absolute_sum])[0], stacked.abs().sum(0), rtol=1e-6)
+        assert torch.allclose(rows.square_sum, stacked.square().sum(0), rtol=1e-6)
         assert rows.examples == batches * size
         assert matrix.dtype == torch.float32
 
@@ -58,4 +59,14 @@ class TestGradientRows:
         assert len(rows.matrix()) < 600
 
     def test_nothing_added(self) -> None:
-        assert GradientRows(4).matrix().shape == (0, 4)
+        rows = GradientRows(4)
+        assert rows.matrix().shape == (0, 4)
+        assert rows.square_sum.tolist() == rows.absolute_sum.tolist() == [0.0] * 4
+
+    def test_sums_need_no_rows(self) -> None:
+        rows = GradientRows(2, keep_rows=False)
+        rows.add(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+        assert rows.square_sum.tolist() == [10.0, 4.25]
+        assert rows.absolute_sum.tolist() == [4.0, 2.5]
+        with pytest.raises(PruningError, match="keep_rows=True"):
+            rows.matrix()
