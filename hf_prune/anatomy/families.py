@@ -5,7 +5,7 @@ from __future__ import annotations
 from .layouts import AttentionLayout, Family, FeedForwardLayout, Tap
 
 
-def _bert_attention(name: str) -> AttentionLayout:
+def _bert_attention(name: str, cached: bool = True) -> AttentionLayout:
     return AttentionLayout(
         name=name,
         core=f"{name}.self",
@@ -15,6 +15,7 @@ def _bert_attention(name: str) -> AttentionLayout:
         output=f"{name}.output.dense",
         residual=Tap(f"{name}.output.LayerNorm"),
         counts={"num_attention_heads": "heads", "all_head_size": "width"},
+        cached=cached,
     )
 
 
@@ -24,7 +25,7 @@ FAMILIES: tuple[Family, ...] = (
         layers="encoder.layer",
         sublayers=(
             _bert_attention("attention"),
-            _bert_attention("crossattention"),
+            _bert_attention("crossattention", cached=False),
             FeedForwardLayout(
                 name="intermediate",
                 inputs=("intermediate.dense",),

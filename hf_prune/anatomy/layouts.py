@@ -33,7 +33,7 @@ class AttentionLayout:
         counts: attributes of `core` to keep in step with the cut, each "heads" (a number of heads) or "width"
             (heads × head size).
         residual: where the stream is read after this sublayer.
-        cached: whether the keys and values go into a generation cache when the model decodes.
+        cached: whether its keys go into the cache from which a decoder reads how far it has got.
     """
 
     name: str

@@ -75,6 +75,9 @@ def _descend(error: Callable[[float], float]) -> tuple[float, float]:
     """The lowest error on `RIDGE_GRID`, walking downhill from its middle: the error has one valley in the strength."""
     at = len(RIDGE_GRID) // 2
     errors = {at: error(RIDGE_GRID[at])}
+    while errors[at] == torch.inf and at + 1 < len(RIDGE_GRID):  # stronger ridges stay closer to the old weights
+        at += 1
+        errors[at] = error(RIDGE_GRID[at])
     for step in (-1, 1):
         while 0 <= at + step < len(RIDGE_GRID):
             if at + step not in errors:
