@@ -22,13 +22,13 @@ def fisher_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [gradient.double().square().sum(0) for gradient in gradients]
 
 
-def gradient_scores(absolute_sums: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def gradient_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """First-order scores: the sum over examples of |∂loss/∂gate| (the gradient baseline of Kwon et al., A.11).
 
     Args:
-        absolute_sums: Σ|gradient| over examples, `[units]` per block.
+        gradients: one `[examples, units]` tensor per block.
     """
-    return [total.double() for total in absolute_sums]
+    return [gradient.double().abs().sum(0) for gradient in gradients]
 
 
 def magnitude_scores(model: nn.Module, blocks: Sequence[Block]) -> list[torch.Tensor]:

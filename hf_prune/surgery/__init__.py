@@ -4,11 +4,10 @@ from .loading import install_build_hook
 from .metadata import pruning_of, write_metadata
 from .plan import PruningPlan
 from .shrink import shrink_model
-from .verify import applied, apply_plan, outputs
+from .verify import apply_plan, outputs
 
 __all__ = [
     "PruningPlan",
-    "applied",
     "apply_plan",
     "install_build_hook",
     "outputs",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,13 +123,3 @@ def _compare(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> None:
                 " hf_prune/anatomy/families.py does not describe this model correctly, or its outputs are not"
                 " finite. Please report it with the model's config."
             )
-
-
-@contextmanager
-def applied(model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan) -> Iterator[None]:
-    """The model shrunk to a plan for the length of a `with` block (to measure it), then as it was."""
-    log = shrink_model(model, anatomy, plan)
-    try:
-        yield
-    finally:
-        log.roll_back()

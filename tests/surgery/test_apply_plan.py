@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hf_prune import PruningError, describe_model
 from hf_prune.anatomy import linear_at
 from hf_prune.recovery import Repair
-from hf_prune.surgery import PruningPlan, applied, apply_plan, shrink, shrink_model, verify
+from hf_prune.surgery import PruningPlan, apply_plan, shrink, shrink_model, verify
 from tests.conformance.plans import difference, run, varied_plan, zeroed_copy
 from tests.small_models import case
 
@@ -137,26 +137,6 @@ def test_other_dtypes_are_cut_and_compared(dtype: torch.dtype) -> None:
     apply_plan(model, anatomy, varied_plan(anatomy), batch=BERT.batch())
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert all(output.isfinite().all() for output in run(model, BERT.batch()))
-
-
-def test_applied_is_for_the_length_of_the_block_only() -> None:
-    model, batch = BERT.model(), BERT.batch()
-    before, dense = copy.deepcopy(model.state_dict()), run(model, batch)
-    anatomy = describe_model(model)
-    plan = varied_plan(anatomy)
-    masked = run(zeroed_copy(model, anatomy, plan), batch)
-    with applied(model, anatomy, plan):
-        assert difference(run(model, batch), masked) <= 1e-4
-    assert_untouched(model, before)
-
-    def interrupted() -> None:
-        with applied(model, anatomy, plan):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert_untouched(model, before)
-    assert difference(run(model, batch), dense) == 0
 
 
 def test_pruned_model_can_be_copied() -> None:
