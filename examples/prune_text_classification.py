@@ -55,8 +55,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
     rows = load_rows(arguments)
 
+    def label_id(label: Any) -> int:
+        return model.config.label2id[label] if label in model.config.label2id else int(label)
+
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        labels = [model.config.label2id.get(label, label) for label in batch[arguments.label_column]]
+        labels = [label_id(label) for label in batch[arguments.label_column]]
         return {**tokenizer(*(batch[column] for column in arguments.text_columns), truncation=True), "labels": labels}
 
     def tokenized(split: Dataset) -> Dataset:
