@@ -20,7 +20,9 @@ from .latency_search import search_latency_units
 from .latency_table import LatencyConditions, latency_tables
 from .search import SearchOptions, SearchResult, search_units
 
-# A search result is accepted once its measured latency is within this factor of the target.
+# Measurements scatter by a few percent, so the search aims a little below what was asked for, and takes a cut whose
+# measured latency is within this factor of its aim.
+LATENCY_AIM = 0.98
 LATENCY_TOLERANCE = 1.02
 LATENCY_ROUNDS = 6
 LATENCY_REPEATS = 9
@@ -106,6 +108,8 @@ def select_units(
         return _by_cost(targets, config, value, lambda block: flops_per_unit(block, sequence_length))
     if keyword == "params":
         return _by_cost(targets, config, value, lambda block: block.parameters_per_unit)
+    if keyword == "latency" and value == 1:
+        return Selection({block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks})
     # One process measures and decides for all.
     selection = data.agree(
         lambda: _by_latency(model, anatomy, targets, config, sequence_length) if data.is_main else Selection({})
@@ -225,8 +229,8 @@ class _LatencyFrame:
         return frame
 
     def target(self, dense: float) -> float:
-        """The seconds that were asked for, given the dense model's."""
-        return self.value * dense if self.keyword == "latency" else self.value / 1000
+        """The seconds to aim for, given the dense model's."""
+        return LATENCY_AIM * (self.value * dense if self.keyword == "latency" else self.value / 1000)
 
     @property
     def budget(self) -> float:
@@ -235,7 +239,7 @@ class _LatencyFrame:
 
     def infeasible(self, table_seconds: float) -> InfeasibleBudgetError:
         """The error for a budget below what the units that must stay take, in the user's unit."""
-        seconds = self.empty + (self.fixed + table_seconds) / max(self.scale, 1e-12)
+        seconds = (self.empty + (self.fixed + table_seconds) / max(self.scale, 1e-12)) / LATENCY_AIM
         smallest = seconds / self.dense if self.keyword == "latency" else seconds * 1000
         return InfeasibleBudgetError(
             f"{self.keyword}={self.value:.4g} is out of reach: the smallest reachable value is about {smallest:.4g}"

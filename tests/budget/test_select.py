@@ -156,8 +156,8 @@ def test_a_latency_budget_holds_end_to_end(model, anatomy, scores, hardware: Har
     before = {name: value.clone() for name, value in model.state_dict().items()}
     selection = choose(model, anatomy, scores, latency=fraction)
     reached = seconds(hardware, selection) / hardware.whole(model)
-    assert reached <= fraction * select.LATENCY_TOLERANCE
-    assert reached > fraction - 0.12  # a step of this hardware is that coarse on three small layers
+    assert reached <= fraction
+    assert reached > fraction - 0.14  # a step of this hardware is that coarse on three small layers
     assert not selection.notes or "×" not in selection.notes[-1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -165,14 +165,15 @@ def test_a_latency_budget_holds_end_to_end(model, anatomy, scores, hardware: Har
 def test_absolute_latency(model, anatomy, scores, hardware: Hardware) -> None:
     target = 0.5 * hardware.whole(model)
     selection = choose(model, anatomy, scores, latency_ms=1000 * target)
-    assert seconds(hardware, selection) <= target * select.LATENCY_TOLERANCE
+    assert seconds(hardware, selection) <= target
 
 
 def test_unreachable_latency_states_the_smallest(model, anatomy, scores, hardware: Hardware) -> None:
     empty = (5.0 + hardware.surcharge * len(anatomy.layers)) / hardware.whole(model)
     with pytest.raises(InfeasibleBudgetError) as caught:
         choose(model, anatomy, scores, latency=empty * 0.9)
-    assert caught.value.smallest == pytest.approx(empty)
+    assert caught.value.smallest == pytest.approx(empty / select.LATENCY_AIM)
+    choose(model, anatomy, scores, latency=caught.value.smallest * 1.05)  # what it says can be reached
 
 
 def test_a_generous_latency_keeps_everything(model, anatomy, scores, hardware: Hardware) -> None:
