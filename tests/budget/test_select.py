@@ -157,7 +157,7 @@ def test_a_latency_budget_holds_end_to_end(model, anatomy, scores, hardware: Har
     selection = choose(model, anatomy, scores, latency=fraction)
     reached = seconds(hardware, selection) / hardware.whole(model)
     assert reached <= fraction
-    assert reached > fraction - 0.14  # a step of this hardware is that coarse on three small layers
+    assert reached > fraction - 0.15  # a step of this hardware is that coarse on three small layers
     assert not selection.notes or "×" not in selection.notes[-1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
