@@ -115,7 +115,8 @@ class StructuredPruningConfig(PruningConfig):
     latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the forward pass that is timed."})
     batch_size: int = field(default=32, metadata={"help": "Calibration examples per batch, where data comes as rows."})
     round_to: int = field(
-        default=1, metadata={"help": "Keep widths that are multiples of this (8 or 64 for tensor cores)."}
+        default=8,
+        metadata={"help": "Keep widths that are multiples of this: odd ones are slow, GPUs may want 64. 1 for any."},
     )
     uniform: bool = field(default=False, metadata={"help": "Give every layer the same number of heads and of filters."})
 
