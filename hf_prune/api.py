@@ -101,7 +101,7 @@ def prune_model(
         # Written before retraining, so that the checkpoints of a Trainer can be loaded.
         write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
         if retrain is not None:
-            with clock("retraining"), modes_restored(model):
+            with clock("retraining"):
                 retrain(model).train()
         measure("pruned")
         write_metrics(model, anatomy, metrics)
@@ -152,12 +152,16 @@ def _cut_and_time(
 
 @contextmanager
 def _undone_on_failure(model: PreTrainedModel, anatomy: ModelAnatomy, log: UndoLog, trained: bool) -> Iterator[None]:
-    """Takes the cut back, and any training since, if what follows it fails or is interrupted."""
-    device, modes = model.device, [(module, module.training) for module in model.modules()]
+    """Takes the cut back, and any training since, if what follows it fails or is interrupted.
+
+    Modules are back in their modes at the end either way.
+    """
+    device = model.device
     weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters()] if trained else []
     metadata = metadata_snapshot(model, anatomy)
     try:
-        yield
+        with modes_restored(model):
+            yield
     except BaseException:
         with torch.no_grad():
             for parameter, value in weights:
@@ -167,8 +171,6 @@ def _undone_on_failure(model: PreTrainedModel, anatomy: ModelAnatomy, log: UndoL
         restore_metadata(metadata)
         if model.device != device:
             model.to(device)
-        for module, mode in modes:
-            module.training = mode
         raise
 
 
