@@ -12,6 +12,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from datasets import Dataset
+
+from tests.small_models import Batch, case
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,3 +60,16 @@ def run_python() -> Callable[..., str]:
         return finished.stdout
 
     return run
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    """Six small batches for a BERT classifier."""
+    return [case("bert", "classification").batch(seed) for seed in range(6)]
+
+
+@pytest.fixture
+def rows(batches: list[Batch]) -> Dataset:
+    """The same examples as the rows of a data set."""
+    merged = {name: torch.cat([batch[name] for batch in batches]).tolist() for name in batches[0]}
+    return Dataset.from_dict(merged)

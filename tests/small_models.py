@@ -16,6 +16,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_prune import describe_model
+
 HIDDEN, HEADS, FILTERS, LAYERS, VOCABULARY = 32, 4, 40, 3, 61
 LENGTHS = (9, 5, 7, 8)
 CHOICES = 3
@@ -184,3 +186,8 @@ def _labels(task: str, ids: torch.Tensor, mask: torch.Tensor, examples: int, gen
     if task in ("masked", "pretraining"):
         labels = labels.where(torch.arange(ids.shape[1]) % 3 == 1, torch.tensor(-100))
     return {"labels": labels} | ({"next_sentence_label": integers(2, examples)} if task == "pretraining" else {})
+
+
+def sizes(model: PreTrainedModel) -> list[int]:
+    """Units of every block, in the order in which the blocks run."""
+    return [block.units for block in describe_model(model).blocks]

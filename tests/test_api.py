@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
-    PreTrainedModel,
 )
 
 from hf_prune import FisherPruningConfig, count_flops, describe_model, prune_model
@@ -20,7 +19,7 @@ from hf_prune.budget import total_unit_parameters
 from hf_prune.recovery import rearrange_mask
 from hf_prune.scores import fisher_gradients, magnitude_scores
 from tests.conformance.plans import difference, run
-from tests.small_models import Batch, case
+from tests.small_models import Batch, case, sizes
 
 BERT = case("bert", "classification")
 
@@ -29,21 +28,6 @@ def config(**settings: Any) -> FisherPruningConfig:
     """Half the FLOPs, timed on a small batch, unless it is said otherwise."""
     budget = {} if {"params", "latency", "latency_ms"} & set(settings) else {"flops": 0.5}
     return FisherPruningConfig(**budget | {"latency_batch_size": 2} | settings)
-
-
-@pytest.fixture
-def batches() -> list[Batch]:
-    return [BERT.batch(seed) for seed in range(6)]
-
-
-@pytest.fixture
-def rows(batches: list[Batch]) -> Dataset:
-    merged = {name: torch.cat([batch[name] for batch in batches]).tolist() for name in batches[0]}
-    return Dataset.from_dict(merged)
-
-
-def sizes(model: PreTrainedModel) -> list[int]:
-    return [block.units for block in describe_model(model).blocks]
 
 
 class TestBudgets:

@@ -17,29 +17,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune import FisherPruningConfig, describe_model, prune_model
-from tests.small_models import Batch, case
+from hf_prune import FisherPruningConfig, prune_model
+from tests.small_models import Batch, case, sizes
 
 BERT = case("bert", "classification")
 
 
 def config(**settings: Any) -> FisherPruningConfig:
     return FisherPruningConfig(**{"flops": 0.5, "latency_batch_size": 2} | settings)
-
-
-@pytest.fixture
-def batches() -> list[Batch]:
-    return [BERT.batch(seed) for seed in range(6)]
-
-
-@pytest.fixture
-def rows(batches: list[Batch]) -> Dataset:
-    merged = {name: torch.cat([batch[name] for batch in batches]).tolist() for name in batches[0]}
-    return Dataset.from_dict(merged)
-
-
-def sizes(model: PreTrainedModel) -> list[int]:
-    return [block.units for block in describe_model(model).blocks]
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
