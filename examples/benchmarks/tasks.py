@@ -37,7 +37,6 @@ class Task:
         folder: the model's folder.
         columns: the text columns.
         held_out_words: shortest held-out row; SST-2's train file holds phrases, its dev file sentences.
-        evaluation_rows: first rows to evaluate on, None for all; all of QNLI's 5,463 would double the table's time.
     """
 
     name: str
@@ -46,14 +45,13 @@ class Task:
     folder: str
     columns: tuple[str, ...]
     held_out_words: int = 1
-    evaluation_rows: int | None = None
 
 
 TASKS = {
     task.name: task
     for task in (
         Task("sst2", "SST-2", "all-MiniLM-L6-v2 fine-tuned on SST-2", "minilm-sst2", ("sentence",), 10),
-        Task("qnli", "QNLI", "all-MiniLM-L6-v2 fine-tuned on QNLI", "minilm-qnli", ("question", "sentence"), 1, 2500),
+        Task("qnli", "QNLI", "all-MiniLM-L6-v2 fine-tuned on QNLI", "minilm-qnli", ("question", "sentence")),
     )
 }
 
@@ -102,9 +100,9 @@ class TaskRows:
         return self._tokenised([self._pool[index] for index in order])
 
     def evaluation(self, split: str, limit: int | None = None) -> Dataset:
-        """The "dev" file or the "held_out" train rows; `limit` keeps the first ones only (default: the task's)."""
+        """The "dev" file or the "held_out" train rows; `limit` keeps the first ones only."""
         rows = read_rows(self._folder / "dev.tsv") if split == "dev" else self._held_out
-        return self._tokenised(rows[: limit or self.task.evaluation_rows])
+        return self._tokenised(rows[:limit])
 
     def _texts(self, row: Row) -> tuple[str, ...]:
         return tuple(row[column].strip() for column in self.task.columns)
