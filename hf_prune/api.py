@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from .anatomy import ModelAnatomy, describe_model
-from .anatomy.cut import UndoLog
+from .anatomy import ModelAnatomy, UndoLog, describe_model
 from .budget.latency import check_length, compare_with_undone
 from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for

@@ -1,9 +1,12 @@
 """Where a model keeps its heads, filters and sublayers."""
 
-from .blocks import Block, ModelAnatomy, Projection, linear_at
-from .describe import describe_model
+from .blocks import Block, ModelAnatomy, Part, Projection, linear_at, stored, weight_of
+from .cut import cut_block
+from .describe import describe_model, read_blocks
 from .families import FAMILIES, supported_model_types
 from .layouts import AttentionLayout, Family, FeedForwardLayout, Tap
+from .position_tables import give_own_tables
+from .undo import UndoLog
 
 __all__ = [
     "FAMILIES",
@@ -12,9 +15,16 @@ __all__ = [
     "Family",
     "FeedForwardLayout",
     "ModelAnatomy",
+    "Part",
     "Projection",
     "Tap",
+    "UndoLog",
+    "cut_block",
     "describe_model",
+    "give_own_tables",
     "linear_at",
+    "read_blocks",
+    "stored",
     "supported_model_types",
+    "weight_of",
 ]

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .layouts import AttentionLayout, FeedForwardLayout, Tap
 
 Kind = Literal["attention", "feed_forward"]
+# NumPy rather than PyTorch: models are often built in a context that would put tensors on the meta device.
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of rows (or columns) in which units follow each other.
+
+    Attributes:
+        start: first row.
+        width: consecutive rows per unit: unit u has `start + u × width` and the following.
+    """
+
+    start: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -19,16 +40,24 @@ class Projection:
     Attributes:
         path: path inside the layer.
         axis: 0 where units are rows of the weight (they are produced here), 1 where they are columns (read here).
-        width: consecutive rows or columns per unit.
+        parts: where the units' rows or columns are; a fused projection has several parts. What lies outside of all
+            parts belongs to no unit (the shared key and value of multi-query attention) and is never cut.
         other: size of the axis that is not cut.
         bias: whether there is a bias.
+        transposed: whether the weight is stored with columns first (transformers' `Conv1D`).
     """
 
     path: str
     axis: Literal[0, 1]
-    width: int
+    parts: tuple[Part, ...]
     other: int
     bias: bool
+    transposed: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows or columns per unit."""
+        return sum(part.width for part in self.parts)
 
     @property
     def weights_per_unit(self) -> int:
@@ -40,46 +69,65 @@ class Projection:
         """Parameters that disappear with one unit (an output projection keeps its bias)."""
         return self.weights_per_unit + (self.width if self.bias and self.axis == 0 else 0)
 
+    def owners(self, units: int, size: int) -> Indices:
+        """The unit that each of `size` rows or columns belongs to, −1 for none."""
+        return owners(self.parts, units, size)
+
+
+def owners(parts: Sequence[Part], units: int, size: int) -> Indices:
+    """The unit that each of `size` rows belongs to, −1 for none."""
+    owner = np.full(size, -1, dtype=np.int64)
+    for part in parts:
+        owner[part.start : part.start + units * part.width] = np.repeat(np.arange(units), part.width)
+    return owner
+
 
 @dataclass(frozen=True)
 class Block:
-    """One sublayer whose units (heads, or KV groups with their heads; or filters) can be removed.
+    """One sublayer whose units can be removed.
 
     Attributes:
         kind: "attention" or "feed_forward".
         key: the block's name in plans and reports, independent of the task head ("encoder.layer.0.attention").
-        holder: path of the model that holds the layers, from the root ("bert"; "" for the root itself).
+        owner: path of the model in whose config the block's metadata is written, from the root ("" for the root).
+        local_key: the block's name there.
+        stack: path of the list of layers that its layer is in, from the root.
         layer: path of its layer, from the root.
         units: units it has now.
+        unit: what a unit is: "heads", "KV groups", "filters", or "sublayer" where units cannot be told apart.
         head_dim: size of one head (0 for a feed-forward block).
-        heads_per_unit: query heads that go with one unit (more than 1 in grouped-query attention, 0 in a
-            feed-forward block).
+        heads_per_unit: query heads that go with one unit (0 in a feed-forward block).
         inputs, output: its projections.
         layout: the table entry it was read from.
+        counts: attributes of the layout's core that follow the cut → their value per unit.
+        config_counts: entries of the config that the core reads while it runs → their value per unit.
+        tables: parameters with an axis of heads, path inside the layer → axis; one row per head of a unit.
         minimum: units that must stay.
+        runs: how often the layer runs in one forward pass (more than once where layers share their weights).
     """
 
     kind: Kind
     key: str
-    holder: str
+    owner: str
+    local_key: str
+    stack: str
     layer: str
     units: int
+    unit: Literal["heads", "KV groups", "filters", "sublayer"]
     head_dim: int
     heads_per_unit: int
     inputs: tuple[Projection, ...]
     output: Projection
     layout: AttentionLayout | FeedForwardLayout
+    counts: Mapping[str, int] = field(default_factory=dict)
+    config_counts: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, int] = field(default_factory=dict)
     minimum: int = 0
+    runs: int = 1
 
     @property
-    def local_key(self) -> str:
-        """The block's name inside the model that holds it: its name in that model's config."""
-        path = f"{self.layer}.{self.layout.name}"
-        return path.removeprefix(f"{self.holder}.") if self.holder else path
-
-    @property
-    def residual(self) -> Tap:
-        """Where the residual stream is read after this sublayer."""
+    def residual(self) -> Tap | None:
+        """Where the residual stream is read after this sublayer, if the layer shows it."""
         return self.layout.residual
 
     @property
@@ -92,6 +140,19 @@ class Block:
         """Parameters that disappear with one unit."""
         return sum(projection.parameters_per_unit for projection in self.projections)
 
+    @cached_property
+    def columns(self) -> Indices:
+        """The unit that each column of the output projection belongs to."""
+        return self.output.owners(self.units, self.units * self.output.width)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `[..., units]` as `[..., columns]`: each column of the output projection gets its unit's."""
+        return values.index_select(-1, torch.from_numpy(self.columns).to(values.device))
+
+    def columns_of(self, units: Sequence[int]) -> torch.Tensor:
+        """The output projection's columns that belong to `units`, in ascending order."""
+        return torch.from_numpy(kept_indices(self.columns, units))
+
     def macs_per_unit(self, sequence_length: int) -> int:
         """Multiply-accumulates of one unit for one sequence of `sequence_length` tokens.
 
@@ -99,7 +160,17 @@ class Block:
         softmax, norms and activations are not counted.
         """
         projected = sequence_length * sum(projection.weights_per_unit for projection in self.projections)
-        return projected + 2 * sequence_length**2 * self.head_dim * self.heads_per_unit
+        return self.runs * (projected + 2 * sequence_length**2 * self.head_dim * self.heads_per_unit)
+
+    def macs_per_token(self, context: int) -> int:
+        """Multiply-accumulates of one unit for one generated token that attends to `context` cached positions."""
+        projected = sum(projection.weights_per_unit for projection in self.projections)
+        return self.runs * (projected + 2 * context * self.head_dim * self.heads_per_unit)
+
+
+def kept_indices(owner: Indices, units: Sequence[int]) -> Indices:
+    """The rows of `units` and those that belong to no unit, in ascending order."""
+    return np.flatnonzero(np.isin(owner, [-1, *units]))
 
 
 @dataclass(frozen=True)
@@ -139,17 +210,27 @@ class ModelAnatomy:
     def __str__(self) -> str:
         rows = [f"{self.model_type}: {len(self.layers)} layers, {len(self.blocks)} prunable blocks"]
         for block in self.blocks:
-            units = "filters" if block.kind == "feed_forward" else "heads" if block.heads_per_unit == 1 else "KV groups"
             size = f" of {block.head_dim}" if block.head_dim else ""
             rows.append(
-                f"  {block.key}: {block.units} {units}{size}, {block.parameters_per_unit:,} parameters"
+                f"  {block.key}: {block.units} {block.unit}{size}, {block.parameters_per_unit:,} parameters"
                 f" and {2 * block.macs_per_unit(1):,} FLOPs a token each"
             )
         return "\n".join(rows)
 
 
-def linear_at(layer: nn.Module, projection: Projection) -> nn.Linear:
-    """The projection's module inside `layer` (the layer itself or a copy of it)."""
+def linear_at(layer: nn.Module, projection: Projection) -> Any:
+    """The projection's module inside `layer` (the layer itself or a copy of it): a `Linear` or a `Conv1D`."""
     module = layer.get_submodule(projection.path)
-    assert isinstance(module, nn.Linear)  # checked when the anatomy was read
+    assert isinstance(module, (nn.Linear, Conv1D))  # checked when the anatomy was read
     return module
+
+
+def weight_of(layer: nn.Module, projection: Projection) -> torch.Tensor:
+    """The projection's weight `[rows, columns]`, whichever way it is stored; a view of the parameter."""
+    weight: torch.Tensor = linear_at(layer, projection).weight
+    return weight.T if projection.transposed else weight
+
+
+def stored(weight: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """A weight `[rows, columns]` the way that the projection's module stores it."""
+    return weight.T.contiguous() if projection.transposed else weight

@@ -1,109 +1,110 @@
-"""What removing units from a block means: its projections get smaller, and a block with nothing left is bypassed."""
+"""What removing units from a block means: its projections get smaller, and what the modelling code reads follows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from .blocks import Block, Projection, linear_at
+from .blocks import Block, Indices, Part, Projection, kept_indices, linear_at, owners, weight_of
+from .cut_forward import ConfigView, bypass, forward_on_kept_heads
 from .layouts import AttentionLayout
-
-_ABSENT = object()
-
-
-class UndoLog:
-    """What surgery replaced, so that it can be put back; holds references, not copies."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[nn.Module, str, Any]] = []
-        self._changed = True
-
-    def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Sets an attribute of the module itself and remembers what was there."""
-        self._entries.append((module, name, _own(module, name)))
-        setattr(module, name, value)
-
-    def swap(self) -> None:
-        """Exchanges what is there for what was there; a second call exchanges them again."""
-        swapped = []
-        for module, name, value in reversed(self._entries):
-            swapped.append((module, name, _own(module, name)))
-            if value is _ABSENT:
-                delattr(module, name)
-            else:
-                setattr(module, name, value)
-        self._entries = swapped
-        self._changed = not self._changed
-
-    def roll_back(self) -> None:
-        """Restores what was there before the first change, wherever earlier swaps left the model."""
-        if self._changed:
-            self.swap()
+from .position_tables import has_own_bias
+from .undo import UndoLog
 
 
-def _own(module: nn.Module, name: str) -> Any:
-    """The module's own attribute or parameter, not one of its class."""
-    return {**module.__dict__, **module._parameters}.get(name, _ABSENT)
-
-
-def cut_block(layer: nn.Module, block: Block, units: Sequence[int], log: UndoLog) -> None:
+def cut_block(
+    layer: nn.Module, block: Block, units: Sequence[int], log: UndoLog, original: Sequence[int] | None = None
+) -> None:
     """Cuts one block of `layer` (the model's own, or a copy of it) down to `units`.
 
     New, smaller parameters replace the old ones; modules stay the same objects, so names in the state dict do not
     change.
+
+    Args:
+        layer: where the block is.
+        block: the block as it is now.
+        units: what stays, in ascending order.
+        log: remembers what was there.
+        original: the same units as they are counted in the dense model, where that differs (when a pruned model is
+            built anew, the weights that are cut away mean nothing, but position biases are given for every head).
     """
     if len(units) == block.units:
         return
     for projection in block.projections:
-        _keep_units(linear_at(layer, projection), projection, units, log)
+        _keep_units(layer, projection, block.units, units, log)
+    for path, axis in block.tables.items():
+        _keep_slices(layer, path, axis, block.units, units, log)
+    core = layer.get_submodule(block.layout.core if isinstance(block.layout, AttentionLayout) else _parent(block))
+    for name, per_unit in block.counts.items():
+        log.set(core, name, per_unit * len(units))
     if isinstance(block.layout, AttentionLayout):
-        _keep_counts(layer, block.layout, len(units), block.head_dim * block.heads_per_unit, log)
+        _follow_in_core(core, block, block.layout, units, original or units, log)
 
 
-def _keep_units(linear: nn.Linear, projection: Projection, units: Sequence[int], log: UndoLog) -> None:
-    index = slice_index(units, projection.width).to(linear.weight.device)
-    weight = linear.weight.detach().index_select(projection.axis, index)
-    log.set(linear, "weight", nn.Parameter(weight, requires_grad=linear.weight.requires_grad))
-    if projection.axis == 1:
-        log.set(linear, "in_features", len(index))
+def _parent(block: Block) -> str:
+    return block.output.path.rpartition(".")[0]
+
+
+def _keep_units(layer: nn.Module, projection: Projection, before: int, units: Sequence[int], log: UndoLog) -> None:
+    module = linear_at(layer, projection)
+    oriented = weight_of(layer, projection)
+    kept = _index(kept_indices(projection.owners(before, oriented.shape[projection.axis]), units), module.weight)
+    weight = oriented.detach().index_select(projection.axis, kept)
+    if projection.transposed:
+        weight = weight.T.contiguous()
+    log.set(module, "weight", nn.Parameter(weight, requires_grad=module.weight.requires_grad))
+    size_in, size_out = ("nx", "nf") if projection.transposed else ("in_features", "out_features")
+    log.set(module, size_in if projection.axis == 1 else size_out, len(kept))
+    if projection.axis == 0 and module.bias is not None:
+        bias = module.bias.detach().index_select(0, kept)
+        log.set(module, "bias", nn.Parameter(bias, requires_grad=module.bias.requires_grad))
+
+
+def _keep_slices(layer: nn.Module, path: str, axis: int, before: int, units: Sequence[int], log: UndoLog) -> None:
+    """A parameter with an axis of heads; one that this layer lacks (a table that another layer has) is none."""
+    parent, _, name = path.rpartition(".")
+    try:
+        module = layer.get_submodule(parent)
+    except AttributeError:
         return
-    log.set(linear, "out_features", len(index))
-    if linear.bias is not None:
-        bias = linear.bias.detach().index_select(0, index)
-        log.set(linear, "bias", nn.Parameter(bias, requires_grad=linear.bias.requires_grad))
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        return
+    size = parameter.shape[axis]
+    index = kept_indices(owners([Part(0, size // before)], before, size), units)
+    kept = parameter.detach().index_select(axis, _index(index, parameter))
+    log.set(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+    if isinstance(module, nn.Embedding):
+        log.set(module, "embedding_dim", kept.shape[1])
 
 
-def slice_index(units: Sequence[int], width: int) -> torch.Tensor:
-    """Row or column indices of `units` that are `width` wide each."""
-    starts = torch.tensor(list(units), dtype=torch.long) * width
-    return (starts[:, None] + torch.arange(width)).flatten()
+def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(values).to(like.device)
 
 
-def _keep_counts(layer: nn.Module, layout: AttentionLayout, heads: int, head_dim: int, log: UndoLog) -> None:
-    core = layer.get_submodule(layout.core)
-    for name, meaning in layout.counts.items():
-        log.set(core, name, heads if meaning == "heads" else heads * head_dim)
-    if heads == 0:
-        inside = layout.output.removeprefix(f"{layout.core}.")
-        log.set(core, "output_inside", inside if inside != layout.output else None)
-        log.set(core, "forward", MethodType(_forward_without_heads, core))
+def _follow_in_core(
+    core: Any, block: Block, layout: AttentionLayout, units: Sequence[int], original: Sequence[int], log: UndoLog
+) -> None:
+    if block.config_counts:
+        sizes = {name: per_unit * len(units) for name, per_unit in block.config_counts.items()}
+        log.set(core, "config", ConfigView(core.config, sizes))
+    if not units:
+        log.set(core, "output_inside", _output_inside(layout))
+        log.set(core, "forward", bypass(core, layout))
+    elif layout.arguments and not has_own_bias(core):
+        dense = getattr(core, "heads_before_pruning", block.units * block.heads_per_unit)
+        before = getattr(core, "kept_heads", None) or list(range(dense))
+        width = block.heads_per_unit
+        kept = [unit * width + head for unit in original for head in range(width)]
+        log.set(core, "heads_before_pruning", dense)
+        log.set(core, "kept_heads", [before[head] for head in kept])
+        log.set(core, "forward", forward_on_kept_heads(core, layout))
 
 
-def _forward_without_heads(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """An attention module that has no head left: what remains of the sublayer is the output projection's bias."""
-    context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
-    if self.output_inside is not None:
-        context = self.get_submodule(self.output_inside)(context)
-    return context, _empty_probabilities(self, hidden_states)
-
-
-def _empty_probabilities(core: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor | None:
-    """Attention probabilities of no heads, where the model's attention backend returns probabilities at all."""
-    if getattr(core.config, "_attn_implementation", None) != "eager":
-        return None
-    batch, length = hidden_states.shape[0], hidden_states.shape[-2]
-    return hidden_states.new_zeros(batch, 0, length, length)
+def _output_inside(layout: AttentionLayout) -> str | None:
+    """The output projection's path inside the core, or None if it is outside."""
+    inside = layout.output.removeprefix(f"{layout.core}.")
+    return inside if inside != layout.output else None

@@ -2,152 +2,218 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .blocks import Block, ModelAnatomy, Projection
-from .families import family_of, supported_model_types
-from .layouts import AttentionLayout, FeedForwardLayout
+from .blocks import Block, ModelAnatomy
+from .families import family_of, known_sublayers, supported_model_types
+from .layouts import AttentionLayout, Layout
+from .reading import fits, read_block
 
 
 def describe_model(model: PreTrainedModel) -> ModelAnatomy:
     """Finds every block of heads and filters in a model.
 
+    Model types in the family table are read as it says. In others, layers are looked for whose projections are named
+    as in some family; what was found is then proved on a small random batch: units are masked and removed, and only
+    if both give the same outputs is the model accepted.
+
     Args:
-        model: any model of a supported family, with any task head, dense or already pruned.
+        model: any transformers model, with any task head, dense or already pruned.
 
     Returns:
         The blocks in the order in which they run, with units, projections and the cost of a unit.
 
     Raises:
-        UnsupportedModelError: the family is not in the table, or a module is not what the table says (an adapter or
-            a quantised layer in place of a plain `nn.Linear`, for instance).
+        UnsupportedModelError: nothing that is known was found, the proof failed, or a module is not what the table
+            says (an adapter or a quantised layer in place of a plain `nn.Linear`, for instance).
     """
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model itself; unwrap a PeftModel"
             " with merge_and_unload() and a parallel wrapper with accelerator.unwrap_model()."
         )
-    held = {path: blocks for path, blocks in _held_blocks(model) if blocks}
-    if not held:
+    blocks = read_blocks(model)
+    if not blocks:
         raise UnsupportedModelError(_refusal(model))
-    if len(held) > 1:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} holds several stacks of layers ({', '.join(held)}), and pruning them together is"
-            " not supported yet. Prune each of these submodules by itself."
-        )
-    blocks = next(iter(held.values()))
-    return ModelAnatomy(model.config.model_type, tuple(dict.fromkeys(block.layer for block in blocks)), tuple(blocks))
+    anatomy = ModelAnatomy(
+        model.config.model_type, tuple(dict.fromkeys(block.layer for block in blocks)), tuple(blocks)
+    )
+    unknown = unknown_model_types(model)
+    if unknown:
+        from .proof import prove
+
+        prove(model, anatomy, unknown)
+    return anatomy
 
 
-def describe_holder(holder: PreTrainedModel, path: str = "", prefix: str = "") -> list[Block]:
-    """The blocks of the layers that `holder` itself holds; none if it holds no list of layers.
-
-    Args:
-        holder: a model of a supported family, `BertModel` rather than `BertForSequenceClassification`.
-        path: its path from the root model.
-        prefix: the root's `base_model_prefix`, left out of the blocks' keys.
-    """
-    family = family_of(getattr(holder.config, "model_type", None))
-    if family is None or not _has(holder, family.layers):
-        return []
-    blocks: list[Block] = []
-    for index, (name, layer) in enumerate(holder.get_submodule(family.layers).named_children()):
-        layer_path = ".".join(part for part in (path, family.layers, name) if part)
-        for layout in family.sublayers:
-            if _has(layer, layout.output):
-                # A decoder reads the length of what it has generated so far from its first layer's keys.
-                needed = index == 0 and isinstance(layout, AttentionLayout) and layout.cached and _decodes(holder)
-                key = f"{layer_path}.{layout.name}".removeprefix(f"{prefix}.")
-                blocks.append(_block(layer, layout, key, path, layer_path, int(needed)))
-    return blocks
+def read_blocks(model: PreTrainedModel) -> list[Block]:
+    """The blocks of every list of layers in a model, without proof; none if nothing is known there."""
+    return [block for stack in _stacks(model) for block in _stack_blocks(model, stack)]
 
 
-def _held_blocks(model: PreTrainedModel) -> Iterator[tuple[str, list[Block]]]:
+def unknown_model_types(model: PreTrainedModel) -> tuple[str, ...]:
+    """Model types that hold layers and are not in the table."""
+    types = [stack.holder.config.model_type for stack in _stacks(model) if not stack.declared]
+    return tuple(dict.fromkeys(types))
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A list of layers: its path, the model that holds it, and that model's layouts."""
+
+    path: str
+    holder: PreTrainedModel
+    layers: tuple[tuple[str, nn.Module, tuple[Layout, ...]], ...]
+
+    @property
+    def declared(self) -> bool:
+        """Whether the table says how the layers are laid out."""
+        return family_of(self.holder.config.model_type) is not None
+
+
+def _stacks(model: PreTrainedModel) -> Iterator[_Stack]:
+    """Every outermost list of layers with something to prune, in the model's own order."""
+    holders: dict[str, PreTrainedModel] = {}
+    taken: list[str] = []
     for path, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
-            yield path, describe_holder(module, path, model.base_model_prefix)
+            holders[path] = module
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in taken):
+            continue
+        holder = holders[max((prefix for prefix in holders if _is_inside(path, prefix)), key=len)]
+        layers = tuple(_layers(module, path, holder))
+        if layers:
+            taken.append(path)
+            yield _Stack(path, holder, layers)
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _layers(
+    modules: nn.ModuleList, path: str, holder: PreTrainedModel
+) -> Iterator[tuple[str, nn.Module, tuple[Layout, ...]]]:
+    family = family_of(getattr(holder.config, "model_type", None))
+    candidates = family.sublayers if family is not None else known_sublayers()
+    for name, layer in modules.named_children():
+        found = tuple(layout for layout in candidates if fits(layer, layout))
+        if found:
+            yield f"{path}.{name}", layer, _without_repeats(found)
 
 
-def _decodes(holder: PreTrainedModel) -> bool:
-    return bool(getattr(holder.config, "is_decoder", False))
+def _without_repeats(layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
+    """Of layouts that read the same output projection, the one with most inputs (a GLU has both gate and values)."""
+    best: dict[str, Layout] = {}
+    for layout in layouts:
+        rival = best.get(layout.output)
+        if rival is None or len(layout.inputs) > len(rival.inputs):
+            best[layout.output] = layout
+    return tuple(best.values())
 
 
-def _block(
-    layer: nn.Module, layout: AttentionLayout | FeedForwardLayout, key: str, holder: str, name: str, minimum: int
-) -> Block:
-    if isinstance(layout, AttentionLayout):
-        head_dim = int(getattr(layer.get_submodule(layout.core), layout.head_dim))
-        sources: tuple[str, ...] = (layout.query, layout.key, layout.value)
-        width, heads_per_unit = head_dim, 1
-    else:
-        head_dim, sources, width, heads_per_unit = 0, layout.inputs, 1, 0
-    output = _projection(layer, layout.output, 1, width, key)
-    inputs = tuple(_projection(layer, source, 0, width, key) for source in sources)
-    sizes = {_linear(layer, projection.path, key).weight.shape[projection.axis] for projection in (*inputs, output)}
-    columns = min(sizes)
-    if len(sizes) != 1 or columns % width:
-        raise UnsupportedModelError(
-            f"{key}: the projections disagree about the number of units ({sorted(sizes)} rows or columns in units of"
-            f" {width}). The layout in hf_prune/anatomy/families.py does not fit this model."
-        )
-    return Block(
-        kind="attention" if heads_per_unit else "feed_forward",
-        key=key,
-        holder=holder,
-        layer=name,
-        units=columns // width,
-        head_dim=head_dim,
-        heads_per_unit=heads_per_unit,
-        inputs=inputs,
-        output=output,
-        layout=layout,
-        minimum=minimum,
-    )
+def _is_inside(path: str, prefix: str) -> bool:
+    return not prefix or path == prefix or path.startswith(f"{prefix}.")
 
 
-def _projection(layer: nn.Module, path: str, axis: Literal[0, 1], width: int, key: str) -> Projection:
-    linear = _linear(layer, path, key)
-    return Projection(path, axis, width, linear.weight.shape[1 - axis], linear.bias is not None)
+def _stack_blocks(model: PreTrainedModel, stack: _Stack) -> Iterator[Block]:
+    owner, owner_path = _owner(model, stack)
+    first_of_type: set[Any] = set()
+    for index, (path, layer, layouts) in enumerate(stack.layers):
+        for layout in layouts:
+            name = f"{path}.{layout.name}"
+            key = name.removeprefix(f"{model.base_model_prefix}.")
+            try:
+                fields = read_block(layer, layout, stack.holder.config, key)
+            except UnsupportedModelError:
+                if stack.declared:
+                    raise
+                continue  # resembles a known sublayer by name only
+            minimum = 0
+            if isinstance(layout, AttentionLayout):
+                layer_type = _layer_type(stack.holder.config, index)
+                # A decoder reads the length of what it has generated so far from the keys of its first layer (of
+                # the first layer of each kind, where kinds of attention have caches of their own).
+                needed = layout.cached and _decodes(stack.holder, layer.get_submodule(layout.core))
+                minimum = int((needed and layer_type not in first_of_type) or layout.returns is None)
+                first_of_type.add(layer_type)
+            yield Block(
+                key=key,
+                owner=owner_path,
+                local_key=_inside(name, owner_path).removeprefix(f"{owner.base_model_prefix}."),
+                stack=stack.path,
+                layer=path,
+                layout=layout,
+                minimum=min(minimum, fields["units"]),
+                runs=_runs(stack.holder.config),
+                **fields,
+            )
 
 
-def _linear(layer: nn.Module, path: str, key: str) -> nn.Linear:
-    module = layer.get_submodule(path)
-    if not isinstance(module, nn.Linear) or not _is_plain(module):
-        raise UnsupportedModelError(
-            f"{key}: {path} is a {type(module).__name__}, where a plain nn.Linear with floating-point weights is"
-            " needed. Merge adapters and prune before quantising."
-        )
-    return module
+def _owner(model: PreTrainedModel, stack: _Stack) -> tuple[PreTrainedModel, str]:
+    """The outermost model with the same config as the one that holds the layers, if that config is saved.
+
+    T5 gives its stacks copies of the config, which are not: their owner is the model with the original.
+    """
+    chain = [(path, module) for path, module in _ancestors(model, stack.path)]
+    saved = {id(config) for config in _configs(model.config)}
+    nearest = next(module for _, module in reversed(chain) if id(module.config) in saved)
+    path, owner = next((path, module) for path, module in chain if module.config is nearest.config)
+    return owner, path
 
 
-def _is_plain(linear: nn.Linear) -> bool:
-    weight = linear.weight
-    return weight.is_floating_point() and weight.shape == (linear.out_features, linear.in_features)
+def _ancestors(model: PreTrainedModel, path: str) -> Iterator[tuple[str, PreTrainedModel]]:
+    """The models around a path, outermost first."""
+    parts = path.split(".")
+    for end in range(len(parts) + 1):
+        name = ".".join(parts[:end])
+        module = model.get_submodule(name)
+        if isinstance(module, PreTrainedModel):
+            yield name, module
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    """A config and the configs in it, which are saved with it."""
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        inner = getattr(config, name, None)
+        if inner is not None and inner is not config:
+            yield from _configs(inner)
+
+
+def _inside(path: str, prefix: str) -> str:
+    return path.removeprefix(f"{prefix}.") if prefix else path
+
+
+def _layer_type(config: Any, index: int) -> Any:
+    types = getattr(config, "layer_types", None)
+    return types[index] if isinstance(types, (list, tuple)) and index < len(types) else None
+
+
+def _decodes(holder: PreTrainedModel, core: nn.Module) -> bool:
+    """Whether a model generates token by token and keeps what it has seen in a cache."""
+    if getattr(core, "is_causal", False) or getattr(holder.config, "is_decoder", False):
+        return True
+    return not hasattr(holder.config, "is_decoder") and "past_key_values" in inspect.signature(holder.forward).parameters
+
+
+def _runs(config: Any) -> int:
+    """How often each layer runs: ALBERT calls one group of layers again and again."""
+    groups = getattr(config, "num_hidden_groups", None)
+    return max(1, config.num_hidden_layers // groups) if isinstance(groups, int) and groups else 1
 
 
 def _refusal(model: PreTrainedModel) -> str:
     model_type = model.config.model_type
-    family = family_of(model_type)
-    if family is not None:
-        return (
-            f"{type(model).__name__} has no layers at {family.layers!r}, where the {model_type!r} family keeps them:"
-            " there is nothing to prune."
-        )
+    if family_of(model_type) is not None:
+        return f"{type(model).__name__} has no layers of the {model_type!r} family: there is nothing to prune."
+    linear = sum(isinstance(module, nn.Linear) for module in model.modules())
     return (
-        f"Models of type {model_type!r} ({type(model).__name__}) are not in the family table. Supported:"
-        f" {', '.join(supported_model_types())}. To add one, describe its layers in hf_prune/anatomy/families.py"
+        f"Models of type {model_type!r} ({type(model).__name__}) are not in the family table, and no list of layers"
+        f" in it is laid out like one of a known family ({linear} linear layers). In the table:"
+        f" {', '.join(supported_model_types())}. To add the type, describe its layers in hf_prune/anatomy/families.py"
         " (CONTRIBUTING.md, 'Adding a model family')."
     )

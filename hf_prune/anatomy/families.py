@@ -1,62 +1,67 @@
-"""The family table: the only place that names modules of particular architectures."""
+"""The family table: which model types have which sublayers."""
 
 from __future__ import annotations
 
-from .layouts import AttentionLayout, Family, FeedForwardLayout, Tap
-
-
-def _bert_attention(name: str, cached: bool = True) -> AttentionLayout:
-    return AttentionLayout(
-        name=name,
-        core=f"{name}.self",
-        query=f"{name}.self.query",
-        key=f"{name}.self.key",
-        value=f"{name}.self.value",
-        output=f"{name}.output.dense",
-        residual=Tap(f"{name}.output.LayerNorm"),
-        counts={"num_attention_heads": "heads", "all_head_size": "width"},
-        cached=cached,
-    )
-
+from . import sublayers as s
+from .layouts import Family, Layout
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
-        layers="encoder.layer",
-        sublayers=(
-            _bert_attention("attention"),
-            _bert_attention("crossattention", cached=False),
-            FeedForwardLayout(
-                name="intermediate",
-                inputs=("intermediate.dense",),
-                output="output.dense",
-                residual=Tap("output.LayerNorm"),
-            ),
+        (
+            *("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "layoutlm", "data2vec-text"),
+            *("rembert", "roformer", "splinter"),
         ),
+        (s.BERT, s.BERT_CROSS, s.BERT_FFN),
     ),
+    Family(("xlm-roberta-xl",), (s.BERT_PRE_NORM, s.BERT_CROSS_PRE_NORM, s.BERT_FFN_PRE_NORM)),
+    Family(("distilbert",), (s.DISTILBERT, s.DISTILBERT_FFN)),
+    Family(("mpnet",), (s.MPNET, s.BERT_FFN)),
+    Family(("deberta",), (s.DEBERTA, s.BERT_FFN)),
+    Family(("deberta-v2",), (s.DEBERTA_V2, s.BERT_FFN)),
+    Family(("albert",), (s.ALBERT, s.ALBERT_FFN)),
+    Family(("modernbert",), (s.MODERNBERT, s.MODERNBERT_MLP)),
     Family(
-        model_types=("distilbert",),
-        layers="transformer.layer",
-        sublayers=(
-            AttentionLayout(
-                name="attention",
-                core="attention",
-                query="attention.q_lin",
-                key="attention.k_lin",
-                value="attention.v_lin",
-                output="attention.out_lin",
-                residual=Tap("sa_layer_norm"),
-                counts={"n_heads": "heads", "dim": "width"},
-                cached=False,
-            ),
-            FeedForwardLayout(
-                name="ffn",
-                inputs=("ffn.lin1",),
-                output="ffn.lin2",
-                residual=Tap("output_layer_norm"),
-            ),
+        (
+            *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"),
+            *("granite", "stablelm", "cohere", "smollm3", "exaone4"),
+        ),
+        (s.LLAMA, s.GATED_MLP),
+    ),
+    Family(("nemotron",), (s.LLAMA, s.UP_DOWN_MLP)),
+    Family(("starcoder2",), (s.LLAMA, s.GPT2_MLP)),
+    Family(("glm",), (s.LLAMA, s.FUSED_GATED_MLP)),
+    Family(("phi",), (s.PHI, s.FC_MLP)),
+    Family(("phi3",), (s.PHI3, s.FUSED_GATED_MLP)),
+    Family(("persimmon",), (s.PERSIMMON, s.GPT_NEOX_MLP)),
+    Family(("gpt2",), (s.GPT2, s.GPT2_CROSS, s.GPT2_MLP)),
+    Family(("gpt_neo",), (s.GPT_NEO, s.GPT2_MLP)),
+    Family(("gpt_neox",), (s.GPT_NEOX, s.GPT_NEOX_MLP)),
+    Family(("gptj",), (s.GPTJ, s.GPTJ_MLP)),
+    Family(("codegen",), (s.CODEGEN, s.GPTJ_MLP)),
+    Family(
+        (
+            *("bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "whisper", "speech_to_text", "opt"),
+            *("xglm", "biogpt"),
+        ),
+        (s.BART, s.BART_CROSS, s.BART_FFN),
+    ),
+    Family(("bloom",), (s.BLOOM, s.GPT_NEOX_MLP)),
+    Family(("falcon",), (s.FALCON, s.GPT_NEOX_MLP)),
+    Family(("mpt",), (s.MPT, s.MPT_FFN)),
+    Family(
+        ("t5", "mt5", "umt5"),
+        (
+            *(s.T5, s.T5_CROSS, s.T5_ENCODER_FFN, s.T5_DECODER_FFN),
+            *(s.T5_GATED_ENCODER_FFN, s.T5_GATED_DECODER_FFN),
         ),
     ),
+    Family(("beit",), (s.BEIT, s.FC_MLP)),
+    Family(("vit", "deit", "vit_mae", "dinov2"), (s.VIT, s.FC_MLP)),
+    Family(
+        ("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"),
+        (s.CLIP, s.FC_MLP),
+    ),
+    Family(("wav2vec2", "hubert", "data2vec-audio"), (s.WAV2VEC2, s.WAV2VEC2_FFN)),
 )
 
 
@@ -68,3 +73,11 @@ def family_of(model_type: str | None) -> Family | None:
 def supported_model_types() -> tuple[str, ...]:
     """Every `config.model_type` in the table, in alphabetical order."""
     return tuple(sorted(model_type for family in FAMILIES for model_type in family.model_types))
+
+
+def known_sublayers() -> tuple[Layout, ...]:
+    """Every layout in the table, once, in the table's order."""
+    found: list[Layout] = []
+    for family in FAMILIES:
+        found += [layout for layout in family.sublayers if layout not in found]
+    return tuple(found)

@@ -1,13 +1,19 @@
 """How a Transformer layer is laid out: the vocabulary of the family table.
 
-A layout names modules by their path inside one layer and says which axis of their weight belongs to the prunable
-units (heads or filters). Everything else (gates, costs, surgery, recovery) is derived from it.
+A layout names modules by their path inside one layer and says what their rows are made of. Everything else (sizes,
+gates, costs, surgery, recovery) is derived from it and from the modules themselves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+# What a projection makes. Fused ones are named by their order:
+# "query+key+value" is all queries, then all keys, then all values; "groups" repeats [queries, key, value] for each KV
+# group; "key+value" is all keys, then all values; "slices" is CodeGen's: four slices of [queries, values, keys].
+Makes = Literal["query", "key", "value", "query+key+value", "key+value", "groups", "slices"]
 
 
 @dataclass(frozen=True)
@@ -23,52 +29,71 @@ class Tap:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """One attention sublayer with separate query, key, value and output projections.
+    """One attention sublayer.
 
     Attributes:
         name: path of the sublayer inside the layer; with the layer's path it is the block's key in plans and metadata.
         core: the module that splits its projections into heads; its `forward` is bypassed once no head is left.
-        query, key, value, output: paths of the projections (`nn.Linear`).
-        head_dim: attribute of `core` that holds the size of one head.
-        counts: attributes of `core` to keep in step with the cut, each "heads" (a number of heads) or "width"
-            (heads × head size).
-        residual: where the stream is read after this sublayer.
+        inputs: what each input projection makes, by path.
+        output: path of the projection that reads the heads.
+        optional: further input projections that some models have, by path (DeBERTa's positions).
+        residual: where the stream is read after this sublayer, in layers that normalise after the sum; None where the
+            sum is nowhere to be seen.
         cached: whether its keys go into the cache from which a decoder reads how far it has got.
+        tables: parameters with an axis of heads (learned position biases), path inside the layer → axis.
+        arguments: arguments of the core's `forward` with an axis of heads (position biases, ALiBi) → axis; "rows" for
+            a first axis of batch × heads.
+        shared_bias: whether the first layer's position bias is handed on to the others, see `position_tables.py`.
+        returns: how many values the core's `forward` returns, which its bypass has to match; 0 for a plain tensor,
+            None where it cannot be bypassed and so keeps a unit.
+        per_config: sizes that the modelling code reads from the config while it runs → "heads" or "kv".
     """
 
     name: str
     core: str
-    query: str
-    key: str
-    value: str
+    inputs: Mapping[str, Makes]
     output: str
-    residual: Tap
-    head_dim: str = "attention_head_size"
-    counts: dict[str, Literal["heads", "width"]] = field(default_factory=dict)
+    optional: Mapping[str, Makes] = field(default_factory=dict)
+    residual: Tap | None = None
     cached: bool = True
+    tables: Mapping[str, int] = field(default_factory=dict)
+    arguments: Mapping[str, int | Literal["rows"]] = field(default_factory=dict)
+    shared_bias: bool = False
+    returns: int | None = 2
+    per_config: Mapping[str, Literal["heads", "kv"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FeedForwardLayout:
-    """One feed-forward sublayer: `inputs` make the filters (one projection, or two in a GLU), `output` reads them."""
+    """One feed-forward sublayer: `inputs` make the filters, `output` reads them.
+
+    Attributes:
+        name: as in `AttentionLayout`.
+        inputs: one projection, two in a GLU, or one that makes gates and values of a GLU.
+        output: path of the projection that reads the filters.
+        residual: as in `AttentionLayout`.
+        fused: whether one input projection makes a GLU's two halves, one after the other.
+    """
 
     name: str
     inputs: tuple[str, ...]
     output: str
-    residual: Tap
+    residual: Tap | None = None
+    fused: bool = False
+
+
+Layout = AttentionLayout | FeedForwardLayout
 
 
 @dataclass(frozen=True)
 class Family:
-    """Model types that share one layer layout.
+    """Model types whose layers are laid out alike.
 
     Attributes:
         model_types: values of `config.model_type`.
-        layers: path of the list of layers inside the model that holds them (`BertModel`, `DistilBertModel` …).
-        sublayers: the layouts in the order in which the layer runs them; one that a layer lacks is skipped
+        sublayers: the layouts in the order in which a layer runs them; those that a layer lacks are skipped
             (cross-attention exists in decoders only).
     """
 
     model_types: tuple[str, ...]
-    layers: str
-    sublayers: tuple[AttentionLayout | FeedForwardLayout, ...]
+    sublayers: tuple[Layout, ...]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import torch
 from transformers import PreTrainedModel
 
-from ..anatomy.cut import UndoLog
+from ..anatomy import UndoLog
 from ..calibration import Batch
 from ..errors import PruningError
 from ..scores import evaluating

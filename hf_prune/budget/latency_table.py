@@ -21,8 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from ..anatomy import Block, ModelAnatomy
-from ..anatomy.cut import UndoLog, cut_block
+from ..anatomy import Block, ModelAnatomy, UndoLog, cut_block
 from ..anatomy.layer_calls import LayerCall, record_layer_calls
 from ..scores import frozen
 from .latency import random_batch, time_in_turn

@@ -9,8 +9,7 @@ from math import gcd
 import torch
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, ModelAnatomy
-from ..anatomy.cut import UndoLog, cut_block
+from ..anatomy import Block, ModelAnatomy, UndoLog, cut_block, give_own_tables
 from ..calibration import CalibrationData
 from ..config import StructuredPruningConfig
 from ..errors import InfeasibleBudgetError
@@ -314,6 +313,8 @@ class _CutTimer:
         batch_size, sequence_length = self._conditions.batch_size, self._conditions.sequence_length
         log = UndoLog()
         try:
+            cut = {key for key, mask in masks.items() if not mask.all()}
+            give_own_tables(self._model, self._anatomy.blocks, cut, log)
             for block in self._anatomy.blocks:
                 units = masks[block.key].nonzero().flatten().tolist()
                 cut_block(self._model.get_submodule(block.layer), block, units, log)

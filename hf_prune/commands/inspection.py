@@ -115,8 +115,7 @@ def inspect_checkpoint(name: str) -> Inspection:
     model = model_without_weights(config)
     anatomy = describe_model(model)
     parameters = count_parameters(model)
-    holder = anatomy.blocks[0].holder
-    data = pruning_of(model.get_submodule(holder).config)
+    data = pruning_of(model.get_submodule(anatomy.blocks[0].owner).config)
     if data is None:
         return Inspection(name, anatomy, parameters)
     report = _report_from_config(name, anatomy, parameters, data)

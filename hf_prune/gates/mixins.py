@@ -38,8 +38,8 @@ class GateMixin:
             gates: UnitGates | None = self.__dict__.get(slot)
             for block, value in zip(gates.blocks, gates.values, strict=True) if gates is not None else ():
                 name = f"{block.layer}.{block.output.path}.weight"
-                columns = value.detach().repeat_interleave(block.output.width)
-                state[name] = (state[name] * columns.to(state[name])).contiguous()
+                columns = block.spread(value.detach()).to(state[name])
+                state[name] = state[name] * (columns[:, None] if block.output.transposed else columns)
         return state
 
     @contextmanager

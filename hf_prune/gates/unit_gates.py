@@ -22,29 +22,26 @@ class UnitGate:
 
     Attributes:
         value: `[units]`, or `[examples, units]` for a gate per example.
-        width: columns per unit.
+        block: the block.
     """
 
-    def __init__(self, value: torch.Tensor, width: int) -> None:
+    def __init__(self, value: torch.Tensor, block: Block) -> None:
         self.value = value
-        self.width = width
+        self.block = block
 
     def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (gate_units(args[0], self.value, self.width), *args[1:])
+        return (gate_columns(args[0], self.block.spread(self.value)), *args[1:])
 
 
-def gate_units(inputs: torch.Tensor, value: torch.Tensor, width: int) -> torch.Tensor:
-    """Multiplies the units of a projection's input by their gates.
+def gate_columns(inputs: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Multiplies the columns of a projection's input.
 
     Args:
-        inputs: `[rows, ..., units × width]`.
-        value: `[units]`, or `[examples, units]`; then `rows` must be a multiple of `examples`, with the rows of one
-            example next to each other (multiple choice and models that flatten batch and length do that).
-        width: columns per unit.
+        inputs: `[rows, ..., columns]`.
+        columns: `[columns]`, or `[examples, columns]`; then `rows` must be a multiple of `examples`, with the rows of
+            one example next to each other (multiple choice and models that flatten batch and length do that).
     """
-    columns = value.to(inputs)
-    if width > 1:
-        columns = columns.repeat_interleave(width, dim=-1)
+    columns = columns.to(inputs)
     if columns.dim() == 2:
         columns = columns.repeat_interleave(inputs.shape[0] // columns.shape[0], dim=0)
         columns = columns.reshape(columns.shape[0], *(1,) * (inputs.dim() - 2), columns.shape[1])
@@ -62,7 +59,7 @@ class UnitGates:
     def __init__(self, model: nn.Module, blocks: Sequence[Block], values: Iterable[torch.Tensor]) -> None:
         self._slot: tuple[nn.Module, str] | None = None
         self.blocks = tuple(blocks)
-        self.gates = [UnitGate(value, block.output.width) for block, value in zip(self.blocks, values, strict=True)]
+        self.gates = [UnitGate(value, block) for block, value in zip(self.blocks, values, strict=True)]
         self._handles = [
             linear_at(model.get_submodule(block.layer), block.output).register_forward_pre_hook(gate)
             for block, gate in zip(self.blocks, self.gates, strict=True)

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, ModelAnatomy, linear_at
-from ..anatomy.cut import UndoLog, cut_block
+from ..anatomy import Block, ModelAnatomy, UndoLog, cut_block, linear_at, stored, weight_of
 from ..calibration import Batch, CalibrationData
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations, TokenBuffer
@@ -94,7 +93,7 @@ def reconstruct(
                 problem = _problem(pruned, block, [target[index] for target in targets], streams, data)
                 repair = solve(problem)
                 if repair is not None:
-                    _apply(linear_at(pruned, block.output), repair)
+                    _apply(pruned, block, repair)
                     repairs[block.key] = repair
                 progress(block.key)
             for stream in streams:
@@ -127,9 +126,9 @@ def _cut_copy(original: nn.Module, blocks: Sequence[Block], units: Mapping[str, 
 def _problem(
     layer: nn.Module, block: Block, targets: Sequence[torch.Tensor], streams: Sequence[Stream], data: CalibrationData
 ) -> ReconstructionProblem:
-    projection = linear_at(layer, block.output)
-    hidden, columns = projection.weight.shape
-    device = projection.weight.device
+    weight, bias = weight_of(layer, block.output), linear_at(layer, block.output).bias
+    hidden, columns = weight.shape
+    device = weight.device
     parts = [TokenBuffer(NormalEquations.zeros(columns, hidden, device)) for _ in range(2)]
     for index, (target, stream) in enumerate(zip(targets, streams, strict=True)):
         inputs, rest = block_inputs(layer, block, stream)
@@ -138,10 +137,11 @@ def _problem(
     fit, held_out_part = (part.flush() for part in parts)
     for tensor in (*fit.tensors(), *held_out_part.tensors()):
         data.sum(tensor)
-    return ReconstructionProblem(block, projection.weight, projection.bias, fit, held_out_part)
+    return ReconstructionProblem(block, weight, bias, fit, held_out_part)
 
 
-def _apply(projection: nn.Linear, repair: Repair) -> None:
-    projection.weight.copy_(repair.weight)
+def _apply(layer: nn.Module, block: Block, repair: Repair) -> None:
+    projection = linear_at(layer, block.output)
+    projection.weight.copy_(stored(repair.weight, block.output))
     if repair.bias is not None:
         projection.bias.copy_(repair.bias)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..anatomy import Block, linear_at
+from ..anatomy import Block, linear_at, weight_of
 
 
 def fisher_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -39,6 +39,7 @@ def magnitude_scores(model: nn.Module, blocks: Sequence[Block]) -> list[torch.Te
 def _magnitude(layer: nn.Module, block: Block) -> torch.Tensor:
     total = torch.zeros(block.units, dtype=torch.float64, device=linear_at(layer, block.output).weight.device)
     for projection in block.projections:
-        weight = linear_at(layer, projection).weight.detach().double().abs()
-        total += weight.sum(1 - projection.axis).reshape(block.units, projection.width).sum(1)
+        weight = weight_of(layer, projection).detach().double().abs().sum(1 - projection.axis)
+        owners = torch.from_numpy(projection.owners(block.units, len(weight))).to(weight.device)
+        total.index_add_(0, owners[owners >= 0], weight[owners >= 0])
     return total

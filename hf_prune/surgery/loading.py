@@ -1,8 +1,7 @@
 """Lets transformers build pruned models: the one hook that `import hf_prune` installs.
 
-Every model calls `PreTrainedModel.post_init` at the end of its `__init__`, inner models first and with the same
-config. When the model that holds the blocks gets there and its config carries pruning metadata, its projections are
-cut to size: before weights are initialised, loaded, quantised or dispatched. That serves `from_pretrained`,
+Every model calls `PreTrainedModel.post_init` at the end of its `__init__`, inner models first and often with the same
+config. When a model gets there in which the blocks are where its config's pruning metadata says, they are cut to size: before weights are initialised, loaded, quantised or dispatched. That serves `from_pretrained`,
 `from_config`, concrete classes, pipelines and PEFT alike. Models without the metadata are not affected.
 """
 
@@ -14,11 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..anatomy.cut import UndoLog, cut_block
-from ..anatomy.describe import describe_holder
-from ..anatomy.families import family_of, supported_model_types
-from ..errors import UnsupportedModelError
-from .metadata import block_sizes, pruning_of
+from ..anatomy import UndoLog, cut_block, give_own_tables, read_blocks
+from .metadata import blocks_described, kept_units, pruning_of
 
 
 def install_build_hook() -> None:
@@ -41,21 +37,14 @@ def build_pruned(model: PreTrainedModel) -> None:
 
     Raises:
         PruningError: the metadata does not fit the model; nothing has been cut.
-        UnsupportedModelError: the metadata belongs to a family that this version does not know.
     """
     data = pruning_of(model.config)
     if data is None:
         return
-    if family_of(model.config.model_type) is None:
-        raise UnsupportedModelError(
-            f"This checkpoint is a pruned {model.config.model_type!r} model, which this version of hf_prune cannot"
-            f" build (it knows {', '.join(supported_model_types())}). Install a newer hf_prune."
-        )
-    blocks = {block.local_key: block for block in describe_holder(model)}
-    if not blocks:
-        return
-    sizes = block_sizes(data, blocks)
-    for key, units in sizes.items():
-        block = blocks[key]
-        if units != block.units:
-            cut_block(model.get_submodule(block.layer), block, range(units), UndoLog())
+    blocks = blocks_described(data, read_blocks(model))
+    kept = {block.key: kept_units(data, block) for block in blocks}
+    log = UndoLog()
+    give_own_tables(model, blocks, {block.key for block in blocks if len(kept[block.key]) < block.units}, log)
+    for block in blocks:
+        units = kept[block.key]
+        cut_block(model.get_submodule(block.layer), block, range(len(units)), log, original=units)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,42 +45,59 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
     return data
 
 
-def block_sizes(data: Mapping[str, Any], blocks: Mapping[str, Block]) -> dict[str, int]:
-    """The number of units of every block, checked against the blocks that the config builds.
+def blocks_described(data: Mapping[str, Any], blocks: Sequence[Block]) -> list[Block]:
+    """Those of a freshly built model's blocks that metadata describes.
+
+    None where the model is only a part of the one that the metadata belongs to, and its blocks have other names there
+    (BART's encoder, whose config is BART's): the outer model will find them.
 
     Args:
         data: from `pruning_of`.
-        blocks: the blocks of the freshly built (dense) model, by local key.
+        blocks: of the freshly built (dense) model.
 
     Raises:
         PruningError: a block that the model lacks, or a size that is not a whole number from 0 to the dense size.
     """
-    sizes = {}
-    for key, entry in data["blocks"].items():
-        if key not in blocks:
+    known = {block.key: block for block in blocks}
+    found = [key for key in data["blocks"] if key in known]
+    parts = {key.partition(".")[0] for key in found}
+    for key in data["blocks"]:
+        # Of an encoder-decoder model, one half may be built alone; within a half everything has to be there.
+        if key not in known and str(key).partition(".")[0] in parts:
             raise PruningError(
                 f"config.{KEY} names the block {str(key)[:100]!r}, which a model with this config does not have;"
-                f" it has {', '.join(list(blocks)[:4])} …"
+                f" it has {', '.join(list(known)[:4])} …"
             )
-        dense = blocks[key].units
-        if not isinstance(entry, Mapping) or {"kept", "of"} - set(entry) or set(entry) - {"kept", "of", "heads"}:
-            raise PruningError(f"config.{KEY}: {key} must have 'kept' and 'of' (and 'heads'), got {str(entry)[:100]}.")
-        kept, of = entry["kept"], entry["of"]
-        if not _is_size(kept) or not _is_size(of) or kept > of:
-            raise PruningError(f"config.{KEY}: {key} keeps {kept!r} of {of!r} units; 0 ≤ kept ≤ of is needed.")
-        if dense not in (of, kept):
-            raise PruningError(
-                f"config.{KEY}: {key} was cut from {of} units, but this config builds {dense}. The config was edited"
-                " after pruning; restore it, or prune the model you want anew."
-            )
-        if kept < blocks[key].minimum:
-            raise PruningError(
-                f"config.{KEY}: {key} keeps {kept} units, but at least {blocks[key].minimum} must stay"
-                " (the generation cache reads its length there)."
-            )
-        _check_heads(blocks[key], entry)
-        sizes[key] = kept
-    return sizes
+    for key in found:
+        _check_entry(known[key], data["blocks"][key])
+    return [known[key] for key in found]
+
+
+def kept_units(data: Mapping[str, Any], block: Block) -> Sequence[int]:
+    """The units that stay in a block, counted in the dense model; of filters only the number is known."""
+    entry = data["blocks"][block.key]
+    return list(entry.get("heads") or range(entry["kept"]))
+
+
+def _check_entry(block: Block, entry: Any) -> None:
+    if not isinstance(entry, Mapping) or {"kept", "of"} - set(entry) or set(entry) - {"kept", "of", "heads"}:
+        raise PruningError(
+            f"config.{KEY}: {block.key} must have 'kept' and 'of' (and 'heads'), got {str(entry)[:100]}."
+        )
+    kept, of = entry["kept"], entry["of"]
+    if not _is_size(kept) or not _is_size(of) or kept > of:
+        raise PruningError(f"config.{KEY}: {block.key} keeps {kept!r} of {of!r} units; 0 ≤ kept ≤ of is needed.")
+    if block.units not in (of, kept):
+        raise PruningError(
+            f"config.{KEY}: {block.key} was cut from {of} units, but this config builds {block.units}. The config was"
+            " edited after pruning; restore it, or prune the model you want anew."
+        )
+    if kept < block.minimum:
+        raise PruningError(
+            f"config.{KEY}: {block.key} keeps {kept} units, but at least {block.minimum} must stay"
+            " (the generation cache reads its length there)."
+        )
+    _check_heads(block, entry)
 
 
 def _is_size(value: Any) -> bool:
@@ -107,9 +124,9 @@ def write_metadata(
     cost: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Puts the `pruning` key into the config of the model that holds the blocks.
+    """Puts the `pruning` key into every config that describes some of the blocks.
 
-    Head indices are counted in the original dense model, also when the model was pruned before.
+    Indices of heads (KV groups) are counted in the original dense model, also when the model was pruned before.
 
     Args:
         model: the pruned model.
@@ -119,10 +136,10 @@ def write_metadata(
         cost: dense and pruned cost.
         metrics: measured metrics, dense and pruned.
     """
-    for holder, config in _configs(model, anatomy).items():
+    for owner, config in _configs(model, anatomy).items():
         earlier = pruning_of(config)
         before = earlier["blocks"] if earlier else {}
-        blocks = [block for block in anatomy.blocks if block.holder == holder]
+        blocks = [block for block in anatomy.blocks if block.owner == owner]
         entries = {block.local_key: _entry(block, plan, before.get(block.local_key)) for block in blocks}
         setattr(
             config,
@@ -159,8 +176,8 @@ def restore_metadata(snapshot: list[tuple[PreTrainedConfig, Any]]) -> None:
 
 
 def _configs(model: PreTrainedModel, anatomy: ModelAnatomy) -> dict[str, PreTrainedConfig]:
-    """The configs of the models that hold the blocks, by path."""
-    return {block.holder: model.get_submodule(block.holder).config for block in anatomy.blocks}
+    """The configs that metadata is written to, by the path of the model they belong to."""
+    return {block.owner: model.get_submodule(block.owner).config for block in anatomy.blocks}
 
 
 def _entry(block: Block, plan: PruningPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:

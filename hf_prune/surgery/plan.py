@@ -51,6 +51,10 @@ class PruningPlan:
         """How many units of a block stay."""
         return len(self.units(block))
 
+    def changed(self, anatomy: ModelAnatomy) -> set[str]:
+        """Keys of the blocks that lose units."""
+        return {block.key for block in anatomy.blocks if self.count(block) < block.units}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {"kept": {key: list(units) for key, units in self.kept.items()}}

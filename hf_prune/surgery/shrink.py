@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..anatomy import ModelAnatomy
-from ..anatomy.cut import UndoLog, cut_block
+from ..anatomy import ModelAnatomy, UndoLog, cut_block, give_own_tables
 from .plan import PruningPlan
 
 
@@ -25,6 +24,7 @@ def shrink_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> 
     plan.validate(anatomy)
     log = UndoLog()
     try:
+        give_own_tables(model, anatomy.blocks, plan.changed(anatomy), log)
         for block in anatomy.blocks:
             cut_block(model.get_submodule(block.layer), block, plan.units(block), log)
     except BaseException:

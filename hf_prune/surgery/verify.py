@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, ModelAnatomy, linear_at
-from ..anatomy.cut import UndoLog, slice_index
+from ..anatomy import Block, ModelAnatomy, UndoLog, linear_at, stored, weight_of
 from ..calibration import Batch, without_labels
 from ..errors import PruningError
 from ..gates import UnitGates
@@ -54,7 +53,7 @@ def apply_plan(
         try:
             log = shrink_model(model, anatomy, plan)
             for key, repair in repairs.items():
-                _install(linear_at(model.get_submodule(anatomy[key].layer), anatomy[key].output), repair, log)
+                _install(model, anatomy[key], repair, log)
             if expected is not None and batch is not None:
                 _compare(expected, outputs(model, batch))
         except BaseException:
@@ -63,9 +62,10 @@ def apply_plan(
     return log
 
 
-def _install(projection: nn.Linear, repair: Repair, log: UndoLog) -> None:
+def _install(model: nn.Module, block: Block, repair: Repair, log: UndoLog) -> None:
     """Repaired weights replace the old parameters rather than overwriting them, so that a roll-back is possible."""
-    for name, value in (("weight", repair.weight), ("bias", repair.bias)):
+    projection = linear_at(model.get_submodule(block.layer), block.output)
+    for name, value in (("weight", stored(repair.weight, block.output)), ("bias", repair.bias)):
         if value is not None:
             old = getattr(projection, name)
             log.set(projection, name, nn.Parameter(value.detach().to(old), requires_grad=old.requires_grad))
@@ -80,9 +80,7 @@ def _masked_outputs(
     try:
         for key, repair in repairs.items():
             block = anatomy[key]
-            _install(
-                linear_at(model.get_submodule(block.layer), block.output), _scattered(repair, block, plan, model), log
-            )
+            _install(model, block, _scattered(repair, block, plan, model), log)
         with UnitGates(model, anatomy.blocks, masks):
             return outputs(model, batch)
     finally:
@@ -91,8 +89,8 @@ def _masked_outputs(
 
 def _scattered(repair: Repair, block: Block, plan: PruningPlan, model: nn.Module) -> Repair:
     """The repaired weight at full width; the removed units keep their old columns, which their gates silence."""
-    weight = linear_at(model.get_submodule(block.layer), block.output).weight.detach().clone()
-    weight[:, slice_index(plan.units(block), block.output.width).to(weight.device)] = repair.weight.to(weight)
+    weight = weight_of(model.get_submodule(block.layer), block.output).detach().clone()
+    weight[:, block.columns_of(plan.units(block)).to(weight.device)] = repair.weight.to(weight)
     return Repair(weight, repair.bias)
 
 

@@ -9,16 +9,23 @@ import torch
 from torch import nn
 
 from hf_prune import describe_model
-from hf_prune.anatomy.cut import UndoLog, cut_block, slice_index
+from hf_prune.anatomy import UndoLog, cut_block
+from hf_prune.anatomy.blocks import Part, Projection, kept_indices
 from tests.conformance.plans import difference, run
 from tests.small_models import HIDDEN, Case, case
 
 ITEMS = [case("bert", "classification"), case("distilbert", "classification")]
 
 
-def test_slice_index_lists_the_columns_of_units() -> None:
-    assert slice_index([0, 2], 3).tolist() == [0, 1, 2, 6, 7, 8]
-    assert slice_index([], 3).tolist() == []
+def test_rows_of_units() -> None:
+    plain = Projection("dense", 0, (Part(0, 3),), 5, bias=True)
+    assert kept_indices(plain.owners(3, 9), [0, 2]).tolist() == [0, 1, 2, 6, 7, 8]
+    assert kept_indices(plain.owners(3, 9), []).tolist() == []
+    fused = Projection("qkv", 0, (Part(0, 2), Part(4, 1)), 5, bias=True)
+    assert fused.owners(2, 8).tolist() == [0, 0, 1, 1, 0, 1, -1, -1]
+    # Rows that belong to no unit always stay.
+    assert kept_indices(fused.owners(2, 8), [1]).tolist() == [2, 3, 5, 6, 7]
+    assert (fused.width, fused.parameters_per_unit) == (3, 3 * 5 + 3)
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=str)

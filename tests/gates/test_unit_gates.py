@@ -14,7 +14,7 @@ from hf_prune.gates import (
     UnitGates,
     add_filter_gates,
     add_head_gates,
-    gate_units,
+    gate_columns,
     remove_filter_gates,
     remove_head_gates,
 )
@@ -135,13 +135,13 @@ def test_gates_per_example(task: str) -> None:
         assert (together[example] - expected[0]).abs().max() <= 1e-5
 
 
-def test_gate_units_on_rows_that_are_flattened() -> None:
-    gate = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+def test_gates_on_rows_that_are_flattened() -> None:
+    gate = torch.tensor([[1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 0.0, 0.0]])
     inputs = torch.ones(2 * CHOICES, 4)
-    found = gate_units(inputs, gate, 2)
+    found = gate_columns(inputs, gate)
     assert found[:CHOICES].tolist() == [[1.0, 1.0, 2.0, 2.0]] * CHOICES
     assert found[CHOICES:].tolist() == [[3.0, 3.0, 0.0, 0.0]] * CHOICES
-    assert gate_units(inputs.bfloat16(), gate[0], 2).dtype == torch.bfloat16
+    assert gate_columns(inputs.bfloat16(), gate[0]).dtype == torch.bfloat16
 
 
 def test_gated_model_can_be_copied() -> None:
