@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .errors import PruningError
+from .rows import ADVICE, LABEL_COLUMNS, Collator, is_map_style, is_row, no_argument, padding_collator, row_batches
 
 Batch = dict[str, Any]
-Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 T = TypeVar("T")
 
-_LABEL_COLUMNS = {"label": "labels", "label_ids": "labels"}
+# In this order they say how many examples there are: images may come in packed patches.
+_COUNTED = ("input_ids", "inputs_embeds", "labels", "input_features", "input_values", "pixel_values")
 
 
 class CalibrationData:
@@ -33,8 +33,8 @@ class CalibrationData:
     Args:
         data: a `datasets.Dataset` (or any sequence) of tokenised rows, a `DataLoader`, or any iterable of batches.
         model: the model they are for; it decides the device and the columns that are kept.
-        data_collator: makes a batch of a list of rows; by default rows are padded to the longest of their batch
-            with the model's padding token.
+        data_collator: makes a batch of a list of rows; by default tokens and labels are padded to the longest row of
+            their batch, with the model's padding token, and images and sound are stacked.
         batch_size: examples per batch where `data` holds rows.
         accelerator: with several processes, every process sees each `num_processes`-th batch.
 
@@ -57,7 +57,7 @@ class CalibrationData:
         self._model = model
         self._accepted = set(inspect.signature(model.forward).parameters) - {"self", "kwargs"}
         self._inputs = (model.main_input_name, "inputs_embeds")
-        collator = data_collator or _padding_collator(model, self._accepted)
+        collator = data_collator or padding_collator(model, self._accepted)
         self._batches = self._as_batches(data, collator, batch_size)
         first = next(iter(self._batches), None)
         if first is None:
@@ -107,13 +107,28 @@ class CalibrationData:
         """The first batch of all, the same on every process."""
         return self._prepare(next(iter(self._batches)))
 
-    def sequence_length(self, batches: int = 64) -> int:
-        """Mean number of valid tokens per example over the first batches, rounded up; at least 1."""
+    def sequence_length(self, batches: int = 64) -> int | None:
+        """Mean number of valid tokens in the text that the model reads, over the first batches, rounded up.
+
+        None for a model that reads images or sound.
+        """
+        if "input_ids" not in self._inputs:
+            return None
+        return self._mean_length(valid_tokens, batches) or 1
+
+    def decoder_length(self, batches: int = 64) -> int | None:
+        """Mean number of tokens that a decoder sees, where an encoder reads the inputs; None in other models."""
+        if not getattr(self._model.config, "is_encoder_decoder", False):
+            return None
+        return self._mean_length(decoder_tokens, batches)
+
+    def _mean_length(self, positions: Callable[[Batch], torch.Tensor | None], batches: int) -> int | None:
         tokens = examples = 0
         for batch in itertools.islice(self._batches, batches):
-            mask = valid_tokens(self._prepare(batch))
-            tokens, examples = tokens + int(mask.sum()), examples + len(mask)
-        return max(1, -(-tokens // max(1, examples)))
+            mask = positions(self._prepare(batch))
+            if mask is not None:
+                tokens, examples = tokens + int(mask.sum()), examples + len(mask)
+        return max(1, -(-tokens // examples)) if examples else None
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all processes (in place; every process must call it in the same order)."""
@@ -153,12 +168,12 @@ class CalibrationData:
 
     def _as_batches(self, data: Any, collator: Collator, batch_size: int) -> Iterable[Any]:
         if isinstance(data, Dataset):
-            unused = [name for name in data.column_names if _LABEL_COLUMNS.get(name, name) not in self._accepted]
+            unused = [name for name in data.column_names if LABEL_COLUMNS.get(name, name) not in self._accepted]
             if len(unused) == len(data.column_names):
-                raise PruningError(_no_argument(data.column_names, self._accepted))
-            return _row_batches(data.remove_columns(unused), collator, batch_size)
-        if _is_map_style(data) and len(data) and _is_row(data[0]):
-            return _row_batches(data, collator, batch_size)
+                raise PruningError(no_argument(data.column_names, self._accepted))
+            return row_batches(data.remove_columns(unused), collator, batch_size)
+        if is_map_style(data) and len(data) and is_row(data[0], self._inputs):
+            return row_batches(data, collator, batch_size)
         if not isinstance(data, Iterable):
             raise PruningError(
                 f"Calibration data of type {type(data).__name__} cannot be read: pass a Dataset of tokenised rows, a"
@@ -166,8 +181,8 @@ class CalibrationData:
             )
         if isinstance(data, Iterator):
             data = list(data)
-        if _is_row(next(iter(data), None)):  # a stream of rows, as `datasets` gives with streaming=True
-            return _row_batches(list(data), collator, batch_size)
+        if is_row(next(iter(data), None), self._inputs):  # a stream of rows, as `datasets` gives with streaming=True
+            return row_batches(list(data), collator, batch_size)
         return data
 
     def _prepare(self, batch: Any) -> Batch:
@@ -176,7 +191,7 @@ class CalibrationData:
                 f"A calibration batch is a {type(batch).__name__}; batches must be dictionaries of tensors, as a"
                 " data collator makes them."
             )
-        named = {_LABEL_COLUMNS.get(key, key): value for key, value in batch.items()}
+        named = {LABEL_COLUMNS.get(key, key): value for key, value in batch.items()}
         kept = {
             key: value.to(self._model.device) if isinstance(value, torch.Tensor) else value
             for key, value in named.items()
@@ -185,14 +200,36 @@ class CalibrationData:
         if not any(isinstance(kept.get(name), torch.Tensor) for name in self._inputs):
             raise PruningError(
                 f"A calibration batch with the keys {', '.join(map(str, batch)) or '(none)'} holds no tensor named"
-                f" {' or '.join(self._inputs)}, which {type(self._model).__name__} reads. Tokenise the data first."
+                f" {' or '.join(self._inputs)}, which {type(self._model).__name__} reads. {ADVICE}"
             )
-        return kept
+        return kept | self._decoder_inputs(kept)
+
+    def _decoder_inputs(self, batch: Batch) -> Batch:
+        """What a decoder reads, which models make of the labels: so that it is there without the labels, too."""
+        labels = batch.get("labels")
+        own = ("decoder_input_ids", "decoder_inputs_embeds")
+        generates = getattr(self._model.config, "is_encoder_decoder", False) and own[0] in self._accepted
+        if not generates or any(batch.get(name) is not None for name in own) or not _are_token_labels(labels):
+            return {}
+        shift = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
+        return {own[0]: _shifted(labels, self._model.config) if shift is None else shift(labels=labels)}
+
+
+def _are_token_labels(labels: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(labels, torch.Tensor) and labels.dim() == 2 and not labels.is_floating_point()
+
+
+def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
+    """Labels as a decoder reads them: each token once the one before it was written."""
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
 
 
 def example_count(batch: Batch) -> int:
-    """Number of examples in a batch: the common first dimension."""
-    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
+    """Number of examples in a batch: the first dimension of its tokens or labels, or else of its first tensor."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dim()}
+    return len(next((tensors[name] for name in _COUNTED if name in tensors), next(iter(tensors.values()))))
 
 
 def valid_tokens(batch: Batch) -> torch.Tensor:
@@ -209,6 +246,18 @@ def valid_tokens(batch: Batch) -> torch.Tensor:
     return torch.ones(example_count(batch), 1, dtype=torch.bool)
 
 
+def decoder_tokens(batch: Batch) -> torch.Tensor | None:
+    """Which positions of the decoder's own sequence count, bool `[rows, length]`; None where the batch has none."""
+    mask = batch.get("decoder_attention_mask")
+    if isinstance(mask, torch.Tensor):
+        return mask.bool()
+    labels = batch.get("labels")
+    if _are_token_labels(labels):
+        return labels != -100
+    ids = batch.get("decoder_input_ids")
+    return torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, torch.Tensor) else None
+
+
 def without_labels(batch: Batch) -> Batch:
     """The batch without what only a loss needs."""
     return {
@@ -216,72 +265,3 @@ def without_labels(batch: Batch) -> Batch:
         for key, value in batch.items()
         if "label" not in key and key not in ("start_positions", "end_positions")
     }
-
-
-def _no_argument(columns: Iterable[str], accepted: Collection[str]) -> str:
-    return (
-        f"None of the calibration data's columns ({', '.join(columns) or 'none'}) is an argument of the model"
-        f" ({', '.join(sorted(accepted))}). Tokenise the data first."
-    )
-
-
-def _row_batches(rows: Any, collator: Collator, batch_size: int) -> DataLoader[Any]:
-    """Batches of rows of similar length, in a fixed random order.
-
-    Statistics over examples do not depend on who shares a batch with whom, but the time spent on padding does; and
-    the first batches are to be a fair sample of all.
-    """
-    lengths = _lengths(rows)
-    order = sorted(range(len(rows)), key=lengths.__getitem__) if lengths else list(range(len(rows)))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    shuffled = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
-    return DataLoader(rows, batch_sampler=[batches[index] for index in shuffled], collate_fn=collator)
-
-
-def _lengths(rows: Any) -> list[int] | None:
-    """Tokens per row, or None where rows hold no token ids."""
-    if isinstance(rows, Dataset):
-        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
-    if not len(rows) or "input_ids" not in rows[0]:
-        return None
-    return [len(rows[index]["input_ids"]) for index in range(len(rows))]
-
-
-def _is_map_style(data: Any) -> bool:
-    """Whether items are read by their number: a list, or a PyTorch `Dataset` of the user's own."""
-    return isinstance(data, Sized) and hasattr(data, "__getitem__") and not isinstance(data, (Mapping, str))
-
-
-def _is_row(item: Any) -> bool:
-    """A row holds plain values or 1-D tensors; a batch holds tensors of two dimensions or more."""
-    if not isinstance(item, Mapping):
-        return False
-    tensors = [value for value in item.values() if isinstance(value, torch.Tensor)]
-    return not tensors or (all(value.dim() < 2 for value in tensors) and "input_ids" in item)
-
-
-def _padding_collator(model: PreTrainedModel, accepted: Collection[str]) -> Collator:
-    """Pads ragged rows to the longest of their batch, as the usual collators do, with what the config knows."""
-    pad_token = getattr(model.config, "pad_token_id", None) or 0
-    fill = {"input_ids": pad_token, "labels": -100}
-
-    def collate(rows: list[Mapping[str, Any]]) -> Batch:
-        batch: Batch = {}
-        for name in rows[0]:
-            target = _LABEL_COLUMNS.get(name, name)
-            if target not in accepted:
-                continue
-            values = [torch.as_tensor(row[name]) for row in rows]
-            if values[0].dim() == 1 and len({len(value) for value in values}) > 1:
-                padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=fill.get(target, 0))
-                batch[target] = padded
-            else:
-                batch[target] = torch.stack(values)
-        if not batch:
-            raise PruningError(_no_argument(rows[0], accepted))
-        if "attention_mask" not in batch and "input_ids" in batch:
-            lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-            batch["attention_mask"] = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-        return batch
-
-    return collate

@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..anatomy import UndoLog
+from ..anatomy.example_inputs import example_batch
 from ..calibration import Batch
 from ..errors import PruningError
 from ..scores import evaluating
+from .positions import check_length
 
 WARM_UP = 1
 
@@ -21,12 +23,12 @@ WARM_UP = 1
 def measure_latency(
     model: PreTrainedModel, batch_size: int = 1, sequence_length: int = 128, *, repeats: int = 10
 ) -> float:
-    """Median seconds of one forward pass on random tokens, without labels, on the model's device.
+    """Median seconds of one forward pass on random inputs, without labels, on the model's device.
 
     Args:
-        model: a text model, dense or pruned.
-        batch_size: sequences in the batch.
-        sequence_length: tokens per sequence, no padding.
+        model: a supported model, dense or pruned.
+        batch_size: examples in the batch.
+        sequence_length: tokens of a text, without padding; images and sound have the size that the config gives.
         repeats: timed passes, after a warm-up.
     """
     return compare_latency([model], batch_size, sequence_length, repeats=repeats)[0]
@@ -72,40 +74,18 @@ def forward_pass(model: PreTrainedModel, batch: Batch) -> Callable[[], None]:
 
 
 def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Batch:
-    """Random token ids without padding, the same ones every time.
+    """Random inputs without padding, the same ones every time.
+
+    Args:
+        model: any supported model.
+        batch_size: examples.
+        sequence_length: tokens of a text; images and sound have the size that the config gives.
 
     Raises:
-        PruningError: the sequence is longer than the model's positions.
+        PruningError: a text is longer than the model's positions, or no inputs can be made for the model.
     """
     check_length(model, sequence_length)
-    shape: tuple[int, ...] = (batch_size, sequence_length)
-    if type(model).__name__.endswith("ForMultipleChoice"):
-        shape = (batch_size, 1, sequence_length)
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    # Ids that embeddings treat specially (padding shifts RoBERTa's positions) are low; stay clear of them.
-    ids = torch.randint(min(10, vocabulary - 1), vocabulary, shape, generator=generator)
-    return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
-
-
-def check_length(model: PreTrainedModel, sequence_length: int) -> None:
-    """Raises a PruningError if the model has no positions for so many tokens."""
-    limit = position_count(model)
-    if limit is not None and sequence_length > limit:
-        raise PruningError(f"sequence_length={sequence_length} exceeds the model's {limit} positions.")
-
-
-def position_count(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have; None where the config does not say.
-
-    RoBERTa and its kin count positions from the padding token's id on, so that many are lost.
-    """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    offsets = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
-    return int(limit) - max(offsets, default=0)
+    return example_batch(model, batch_size, sequence_length)
 
 
 def time_in_turn(

@@ -9,14 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
-from ..budget import flops_per_unit
+from ..budget import Lengths, flops_per_unit, generation_flops_per_unit
 from ..config import PruningConfig
 from ..surgery import PruningPlan
 from .report import BlockReport, LatencySetting, PruningReport, Size
 
 
-def block_reports(anatomy: ModelAnatomy, plan: PruningPlan, sequence_length: int) -> tuple[BlockReport, ...]:
-    """One entry per block of the model that was pruned."""
+def block_reports(anatomy: ModelAnatomy, plan: PruningPlan, lengths: int | Lengths) -> tuple[BlockReport, ...]:
+    """One entry per block of the model that was pruned; FLOPs are counted for `lengths`."""
     return tuple(
         BlockReport(
             key=block.key,
@@ -24,8 +24,10 @@ def block_reports(anatomy: ModelAnatomy, plan: PruningPlan, sequence_length: int
             dense_units=block.units,
             kept_units=plan.count(block),
             kept=plan.units(block),
-            flops_per_unit=flops_per_unit(block, sequence_length),
+            flops_per_unit=flops_per_unit(block, lengths),
             parameters_per_unit=block.parameters_per_unit,
+            generation_flops_per_unit=generation_flops_per_unit(block, lengths),
+            experts=block.unit == "experts",
         )
         for block in anatomy.blocks
     )
@@ -52,13 +54,15 @@ def build_report(
         strategy=config.to_dict(),
         sequence_length=sequence_length,
         dense=Size(
-            flops=sum(row.dense_units * row.flops_per_unit for row in blocks),
+            flops=sum(row.flops(row.dense_units) for row in blocks),
+            generation_flops=sum(row.generation_flops(row.dense_units) for row in blocks),
             unit_parameters=sum(row.dense_units * row.parameters_per_unit for row in blocks),
             parameters=dense_parameters,
             latency=dense_latency,
         ),
         pruned=Size(
-            flops=sum(row.kept_units * row.flops_per_unit for row in blocks),
+            flops=sum(row.flops(row.kept_units) for row in blocks),
+            generation_flops=sum(row.generation_flops(row.kept_units) for row in blocks),
             unit_parameters=sum(row.kept_units * row.parameters_per_unit for row in blocks),
             parameters=count_parameters(model),
             latency=pruned_latency,

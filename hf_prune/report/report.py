@@ -26,6 +26,10 @@ class BlockReport:
         kept: indices of the kept units, counted in the model that was pruned.
         flops_per_unit: floating-point operations of one unit for one sequence.
         parameters_per_unit: parameters that belong to one unit.
+        generation_flops_per_unit: floating-point operations of one unit for the token that is generated after the
+            sequence; 0 in a block that does not run then.
+        experts: whether the units are whole experts. The tokens of those that go are computed by the others, so the
+            block's FLOPs stay the same.
 
     Raises:
         PruningError: an unknown kind, or kept indices that are out of range, unordered or not as many as `kept_units`.
@@ -38,6 +42,19 @@ class BlockReport:
     kept: tuple[int, ...]
     flops_per_unit: int
     parameters_per_unit: int
+    generation_flops_per_unit: int = 0
+    experts: bool = False
+
+    def flops(self, units: int) -> int:
+        """FLOPs of the block for one sequence, with so many units left."""
+        return self._working(units) * self.flops_per_unit
+
+    def generation_flops(self, units: int) -> int:
+        """FLOPs of the block for a generated token, with so many units left."""
+        return self._working(units) * self.generation_flops_per_unit
+
+    def _working(self, units: int) -> int:
+        return self.dense_units if self.experts and units else units
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -60,12 +77,15 @@ class Size:
         unit_parameters: parameters of attention and FFN that belong to prunable units.
         parameters: all parameters of the model.
         latency: median seconds of a forward pass in the report's latency setting, or None if not measured.
+        generation_flops: of attention and FFN, for the token generated after such a sequence; 0 in a model that does
+            not generate.
     """
 
     flops: int
     unit_parameters: int
     parameters: int
     latency: float | None = None
+    generation_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,7 @@ def _check_values(report: PruningReport) -> None:
         ("stages", report.stages),
     ]
     groups += [("dense", vars(report.dense)), ("pruned", vars(report.pruned)), *report.metrics.items()]
-    counts = ("dense_units", "flops_per_unit", "parameters_per_unit")
+    counts = ("dense_units", "flops_per_unit", "parameters_per_unit", "generation_flops_per_unit")
     groups += [(block.key, {name: getattr(block, name) for name in counts}) for block in report.blocks]
     for group, values in groups:
         for name, value in values.items():

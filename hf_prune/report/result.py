@@ -83,7 +83,8 @@ class PruningResult:
                 tokenizer.save_pretrained(folder)
             self.config.save_pretrained(folder)
             kept = {key: torch.tensor(units, dtype=torch.int32) for key, units in self.plan.kept.items()}
-            save_file(kept, folder / PLAN_FILE, metadata={"counted_in": "the model that was pruned"})
+            about = {"counted_in": "the model that was pruned", "removed_layers": json.dumps(self.plan.removed_layers)}
+            save_file(kept, folder / PLAN_FILE, metadata=about)
             text = json.dumps(self.report.to_dict(), indent=2) + "\n"
             (folder / REPORT_FILE).write_text(text, encoding="utf8")
             picture = PLOT_FILE if find_spec("matplotlib") is not None else None

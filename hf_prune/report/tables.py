@@ -11,7 +11,7 @@ Row = tuple[str, str, str, str]
 
 SUMMARY_HEADER = ("", "dense", "pruned", "pruned vs dense")
 BLOCK_HEADER = ("block", "units kept", "share kept", "share of dense FLOPs", "share of pruned FLOPs")
-UNIT_NAMES = {"attention": "heads", "feed_forward": "filters"}
+UNIT_NAMES = {"attention": "heads", "feed_forward": "filters", "experts": "experts"}
 
 
 def summary_rows(report: PruningReport) -> list[Row]:
@@ -24,6 +24,7 @@ def summary_rows(report: PruningReport) -> list[Row]:
     dense, pruned = report.dense, report.pruned
     rows = [
         _kept_row(f"FLOPs of attention and FFN, {report.sequence_length} tokens", dense.flops, pruned.flops),
+        *_generation_rows(report),
         _kept_row("Parameters of attention and FFN", dense.unit_parameters, pruned.unit_parameters),
         _kept_row("All parameters", dense.parameters, pruned.parameters),
     ]
@@ -36,13 +37,20 @@ def summary_rows(report: PruningReport) -> list[Row]:
     return rows
 
 
+def _generation_rows(report: PruningReport) -> list[Row]:
+    """The cost of a generated token, in a model that generates."""
+    dense, pruned = report.dense.generation_flops, report.pruned.generation_flops
+    what = f"FLOPs of attention and FFN, a token generated after {report.sequence_length}"
+    return [_kept_row(what, dense, pruned)] if dense else []
+
+
 def block_rows(report: PruningReport) -> list[tuple[str, str, str, str, str]]:
     """One row per block: (key, units kept of dense units, share kept, share of the FLOPs before, share after)."""
     rows = []
     for block in report.blocks:
         kept = f"{block.kept_units:,} of {block.dense_units:,}"
-        before = share_text(block.dense_units * block.flops_per_unit, report.dense.flops)
-        after = share_text(block.kept_units * block.flops_per_unit, report.pruned.flops)
+        before = share_text(block.flops(block.dense_units), report.dense.flops)
+        after = share_text(block.flops(block.kept_units), report.pruned.flops)
         rows.append((block.key, kept, share_text(block.kept_units, block.dense_units), before, after))
     return rows
 
@@ -56,7 +64,7 @@ def stage_rows(report: PruningReport) -> list[tuple[str, str, str]]:
 
 def kept_text(report: PruningReport, kind: str) -> str:
     """How many units of one kind stay in the whole model, as in `38 of 72 heads`; empty if there are none."""
-    blocks = [block for block in report.blocks if block.kind == kind]
+    blocks = [block for block in report.blocks if ("experts" if block.experts else block.kind) == kind]
     kept, dense = (sum(sizes) for sizes in ([b.kept_units for b in blocks], [b.dense_units for b in blocks]))
     return f"{kept:,} of {dense:,} {UNIT_NAMES[kind]}" if dense else ""
 

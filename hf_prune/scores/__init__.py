@@ -1,7 +1,8 @@
 """How important each unit is."""
 
-from .gradients import GradientRows, evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
-from .importance import fisher_scores, gradient_scores, magnitude_scores
+from .gradient_rows import GradientRows
+from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
+from .importance import fisher_scores, gradient_scores, magnitude_scores, random_scores
 
 __all__ = [
     "GradientRows",
@@ -13,4 +14,5 @@ __all__ = [
     "iterate_gradients",
     "magnitude_scores",
     "modes_restored",
+    "random_scores",
 ]

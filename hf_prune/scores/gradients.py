@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,55 +21,10 @@ from .per_example_loss import PerExampleLoss
 
 # Largest accepted difference, relative to the loss, between a batch and its examples alone: half precision included.
 SAME_LOSS = 0.02
+# Largest accepted difference, relative to the largest gate gradient, between a loss and its per-example parts.
+SAME_GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-5}
 
-
-class GradientRows:
-    """The gate gradients of one block over many examples, bounded in memory.
-
-    `matrix()` has the same Gram matrix as the stack of all rows that were added, which is all that rearrangement
-    needs; once there are more than twice as many rows as units, they are replaced by the triangular factor of their QR
-    decomposition.
-
-    Args:
-        units: units of the block.
-        device: where the gradients come from.
-        keep_rows: whether `matrix()` will be asked for; the sums need no rows.
-
-    Attributes:
-        examples: rows added so far.
-        absolute_sum: Σ|gradient| over examples, `[units]`, float64.
-        square_sum: Σ gradient² over examples, `[units]`, float64.
-    """
-
-    def __init__(self, units: int, device: torch.device | str = "cpu", keep_rows: bool = True) -> None:
-        self.units = units
-        self.examples = 0
-        self.absolute_sum = torch.zeros(units, dtype=torch.float64, device=device)
-        self.square_sum = torch.zeros(units, dtype=torch.float64, device=device)
-        self._keep_rows = keep_rows
-        self._parts = [torch.zeros(0, units, device=device)]
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Adds gradients `[examples, units]`."""
-        rows = rows.detach().float()
-        self.examples += len(rows)
-        self.absolute_sum += rows.abs().double().sum(0)
-        self.square_sum += rows.double().square().sum(0)
-        if not self._keep_rows:
-            return
-        self._parts.append(rows)
-        if sum(map(len, self._parts)) > 2 * max(self.units, 256):
-            self._parts = [torch.linalg.qr(torch.cat(self._parts).double(), mode="r").R.float()]
-
-    def matrix(self) -> torch.Tensor:
-        """`[rows, units]`, float32.
-
-        Raises:
-            PruningError: no rows were kept.
-        """
-        if not self._keep_rows:
-            raise PruningError("The rows of these gradients were not kept; collect them with keep_rows=True.")
-        return torch.cat(self._parts)
+logger = logging.getLogger(__name__)
 
 
 def fisher_gradients(
@@ -107,6 +64,7 @@ def iterate_gradients(
 ) -> Iterator[list[torch.Tensor]]:
     """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`."""
     checked = False
+    reached = [not block.units for block in anatomy.blocks]
     with frozen(model):
         for index, batch in enumerate(batches):
             gates, loss = _gated_loss(model, anatomy.blocks, batch)
@@ -115,11 +73,19 @@ def iterate_gradients(
                     f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
                     " precision, labels out of range, or NaN in the inputs."
                 )
-            gradients = list(torch.autograd.grad(loss.total, gates))
+            gradients = _gradients([loss.total], gates, keep_graph=False)
+            reached = [seen or bool(gradient.any()) for seen, gradient in zip(reached, gradients, strict=True)]
             if not checked and example_count(batch) > 1:
                 _check_independence(model, anatomy, batch)
                 checked = True
             yield gradients
+    idle = [block.key for block, seen in zip(anatomy.blocks, reached, strict=True) if not seen]
+    if idle:
+        logger.warning(
+            "The loss on the calibration data depends on no unit of %s: their scores are 0, and they go first. Give"
+            " data that reaches them, or name them in exclude_modules.",
+            ", ".join(idle),
+        )
 
 
 @contextmanager
@@ -160,18 +126,29 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Loss:
+    """The summed loss of a batch, the per-example values that it is made of, and what the model says about it."""
+
     total: torch.Tensor
     terms: list[torch.Tensor]
+    balances_experts: bool = False
 
 
 def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch) -> tuple[list[torch.Tensor], _Loss]:
     """The summed per-example loss of a batch, and the per-example gates that it depends on."""
     examples = example_count(batch)
-    tokens = valid_tokens(batch).sum(1)
+    _check_batch(model, batch, examples)
     gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in blocks]
-    mode = PerExampleLoss(examples, tokens if len(tokens) == examples else tokens.reshape(examples, -1).sum(1))
+    # In an encoder-decoder the mask is the encoder's, and the loss the decoder's.
+    valid = None if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)
+    labels = batch.get("labels")
+    mode = PerExampleLoss(
+        examples,
+        labels if isinstance(labels, torch.Tensor) else None,
+        valid if valid is not None and len(valid) == examples else None,
+    )
     with torch.enable_grad(), UnitGates(model, blocks, gates), mode:
-        loss = getattr(model(**{**batch, "return_dict": True}), "loss", None)
+        output = model(**{**batch, "return_dict": True})
+    loss = getattr(output, "loss", None)
     if loss is None:
         raise PruningError(
             f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
@@ -182,20 +159,42 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
             f"The loss of {type(model).__name__} is none of the known averaging losses, so it cannot be split by"
             " example. Use a calibration batch size of 1 or importance='magnitude'."
         )
-    return gates, _Loss(loss.sum(), mode.terms)
+    return gates, _Loss(loss.sum(), mode.terms, getattr(output, "aux_loss", None) is not None)
+
+
+def _check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
+    """Refuses what is known in advance to have no loss of each example's own."""
+    if batch.get("return_loss") or ("return_loss" in _parameters(model) and "labels" not in batch):
+        raise PruningError(
+            f"The loss of {type(model).__name__} compares the examples of a batch with each other (it is contrastive),"
+            " so per-example gradients do not exist. Use importance='magnitude', or a model with a classification head."
+        )
+    if examples == 1:
+        return
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) != 1 and len(value) % examples:
+            raise PruningError(
+                f"{name} of shape {tuple(value.shape)} has no rows for each of the {examples} examples of its batch"
+                " (packed image patches, for instance), so gradients cannot be told apart by example. Use a"
+                " calibration batch size of 1 or importance='magnitude'."
+            )
+
+
+def _parameters(model: PreTrainedModel) -> Collection[str]:
+    return inspect.signature(model.forward).parameters
 
 
 def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> None:
     """Refuses losses that are no sum over examples: contrastive losses, statistics of a batch, unknown averages."""
     pair = _rows(batch, 0, 2)
     gates, loss = _gated_loss(model, anatomy.blocks, pair)
-    first = torch.stack([term[0] for term in loss.terms]).sum()
-    touched = torch.autograd.grad(first, gates, allow_unused=True) if first.requires_grad else ()
-    if any(gradient is not None and gradient[1:].any() for gradient in touched):
+    if any(gradient[1:].any() for gradient in _gradients([term[0] for term in loss.terms], gates)):
         raise PruningError(
             f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"
-            " exist. Use importance='magnitude', or a head whose loss is a sum over examples."
+            " exist (or its layers do not keep the examples in the first dimension). Use a calibration batch size of 1,"
+            " importance='magnitude', or a head whose loss is a sum over examples."
         )
+    _check_terms(model, gates, loss)
     with torch.no_grad():
         alone = sum(
             model(**{**_rows(batch, index, index + 1), "return_dict": True}).loss.sum().item() for index in range(2)
@@ -208,6 +207,45 @@ def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Ba
             f" gives for each example alone, {alone:.4g}: part of it is averaged in a way that cannot be split by"
             " example. Use a calibration batch size of 1 or importance='magnitude'."
         )
+
+
+def _check_terms(model: PreTrainedModel, gates: Sequence[torch.Tensor], loss: _Loss) -> None:
+    """Refuses losses with a part besides the averages that were split: a router's balance, a regulariser."""
+    shares = _gradients([loss.total], loss.terms)
+    whole = _gradients([loss.total], gates)
+    explained = _gradients(loss.terms, gates, shares)
+    largest = max((float(gradient.abs().max()) for gradient in whole if gradient.numel()), default=0.0)
+    differences = [float((a - b).abs().max()) for a, b in zip(whole, explained, strict=True) if a.numel()]
+    tolerance = SAME_GRADIENT.get(model.dtype, SAME_LOSS)
+    if not max(differences, default=0.0) > tolerance * largest:
+        return
+    what = "a term that balances its experts over the whole batch" if loss.balances_experts else "a part of its own"
+    advice = "Set model.config.output_router_logits = False, or use" if loss.balances_experts else "Use"
+    raise PruningError(
+        f"The loss of {type(model).__name__} has {what} besides the average over examples, which cannot be split by"
+        f" example. {advice} a calibration batch size of 1 or importance='magnitude'."
+    )
+
+
+def _gradients(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] | None = None,
+    keep_graph: bool = True,
+) -> list[torch.Tensor]:
+    """Σ weights · ∂outputs/∂inputs, zero where nothing depends on an input."""
+    kept = [index for index, output in enumerate(outputs) if output.requires_grad]
+    if not kept:
+        return [torch.zeros_like(value) for value in inputs]
+    return list(
+        torch.autograd.grad(
+            [outputs[index] for index in kept],
+            list(inputs),
+            [weights[index] for index in kept] if weights is not None else None,
+            retain_graph=keep_graph,
+            materialize_grads=True,
+        )
+    )
 
 
 def _rows(batch: Batch, start: int, stop: int) -> Batch:

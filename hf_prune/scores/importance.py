@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..anatomy import Block, linear_at, weight_of
+from ..anatomy import Block, weight_of
 
 
 def fisher_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -36,8 +36,24 @@ def magnitude_scores(model: nn.Module, blocks: Sequence[Block]) -> list[torch.Te
     return [_magnitude(model.get_submodule(block.layer), block) for block in blocks]
 
 
+def random_scores(blocks: Sequence[Block], seed: int) -> list[torch.Tensor]:
+    """Scores that mean nothing: each unit's number of parameters times a number drawn evenly from 0 to 1.
+
+    Units of every kind are then worth the same per parameter on average, so a budget takes a like share of all.
+
+    Args:
+        blocks: their units are drawn in this order.
+        seed: of a generator on the CPU, so that every process and every device draws the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        block.parameters_per_unit * torch.rand(block.units, generator=generator, dtype=torch.float64)
+        for block in blocks
+    ]
+
+
 def _magnitude(layer: nn.Module, block: Block) -> torch.Tensor:
-    total = torch.zeros(block.units, dtype=torch.float64, device=linear_at(layer, block.output).weight.device)
+    total = torch.zeros(block.units, dtype=torch.float64, device=weight_of(layer, block.output).device)
     for projection in block.projections:
         weight = weight_of(layer, projection).detach().double().abs().sum(1 - projection.axis)
         owners = torch.from_numpy(projection.owners(block.units, len(weight))).to(weight.device)

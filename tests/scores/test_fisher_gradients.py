@@ -156,6 +156,7 @@ class Coupled(BertForSequenceClassification):
             "centred": lambda: average(logits - logits.mean(0), labels),
             "unknown": lambda: (logits.logsumexp(1) - logits[:, 0]).mean(),
             "regularised": lambda: average(logits, labels) + logits.square().mean(),
+            "weighted": lambda: average(logits, labels) * len(labels),
         }
         return SequenceClassifierOutput(loss=losses[self.kind](), logits=logits)
 
@@ -166,7 +167,8 @@ class Coupled(BertForSequenceClassification):
         ("contrastive", "couples the examples of a batch"),
         ("centred", "couples the examples of a batch"),
         ("unknown", "none of the known averaging losses"),
-        ("regularised", "is not the sum of what the model gives for each example alone"),
+        ("regularised", "has a part of its own besides the average over examples"),
+        ("weighted", "is not the sum of what the model gives for each example alone"),
     ],
 )
 def test_losses_that_have_no_per_example_gradient_are_refused(kind: str, message: str) -> None:

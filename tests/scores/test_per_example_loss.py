@@ -65,36 +65,94 @@ CASES: dict[str, tuple[Loss, torch.Tensor, torch.Tensor]] = {
 def test_terms_are_each_examples_own_loss(name: str) -> None:
     function, inputs, targets = CASES[name]
     expected = [function(inputs[index : index + 1], targets[index : index + 1]) for index in range(EXAMPLES)]
-    with PerExampleLoss(EXAMPLES, torch.tensor([2, 3, 4])) as mode:
+    with PerExampleLoss(EXAMPLES) as mode:
         total = function(inputs, targets)
     [term] = mode.terms
     assert term.tolist() == pytest.approx([value.item() for value in expected], rel=1e-5)
     assert total.item() == pytest.approx(sum(value.item() for value in expected), rel=1e-5)
 
 
-def test_values_of_valid_positions_belong_to_their_examples() -> None:
-    tokens = torch.tensor([2, 1, 3])
-    inputs = torch.randn(6, generator=GENERATOR)
-    targets = torch.zeros(6)
-    # Six values for three examples: their number alone would say two each.
-    with PerExampleLoss(EXAMPLES, tokens) as mode:
-        functional.mse_loss(inputs, targets)
+# How heads choose positions for their loss → the positions whose logits count, and the labels they are compared with.
+CHOICES_OF_POSITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]
+CHOICES_OF_POSITIONS = {
+    "all": lambda logits, labels, valid: (logits.flatten(0, 1), labels.flatten()),
+    "shifted": lambda logits, labels, valid: (logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
+    "shifted and padded": lambda logits, labels, valid: (
+        logits.flatten(0, 1),
+        functional.pad(labels[:, 1:], (0, 1), value=-100).flatten(),
+    ),
+    "valid": lambda logits, labels, valid: (logits[valid], labels[valid]),
+    "valid and shifted": lambda logits, labels, valid: (logits[:, :-1][valid[:, 1:]], labels[:, 1:][valid[:, 1:]]),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES_OF_POSITIONS)
+@pytest.mark.parametrize("lengths", [(3, 1, 5), (4, 2, 6), (2, 2, 5), (5, 5, 5)])
+def test_labels_tell_whose_a_value_is(name: str, lengths: tuple[int, ...]) -> None:
+    valid = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    labels = torch.randint(CLASSES, valid.shape, generator=torch.Generator().manual_seed(5))
+    logits = torch.randn(*valid.shape, CLASSES, generator=torch.Generator().manual_seed(6))
+    choose = CHOICES_OF_POSITIONS[name]
+    with PerExampleLoss(EXAMPLES, labels, valid) as mode:
+        functional.cross_entropy(*choose(logits, labels, valid))
+    for index in range(EXAMPLES):
+        rows = slice(index, index + 1)
+        chosen = choose(logits[rows], labels[rows], valid[rows])
+        expected = functional.cross_entropy(*chosen) if len(chosen[1]) else torch.zeros(())
+        assert mode.terms[0][index].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_valid_positions_count_where_there_are_no_labels_to_compare_with() -> None:
+    valid = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()
+    inputs = torch.randn(7, generator=GENERATOR)
+    with PerExampleLoss(EXAMPLES, valid=valid) as mode:
+        functional.mse_loss(inputs, torch.zeros(7))
     squares = inputs.square()
-    expected = [squares[:2].mean(), squares[2:3].mean(), squares[3:].mean()]
+    expected = [squares[:3].mean(), squares[3:4].mean(), squares[4:].mean()]
     assert mode.terms[0].tolist() == pytest.approx([value.item() for value in expected])
+
+
+def test_values_that_may_be_split_in_two_ways() -> None:
+    # Six values for three examples: two each, or one for every valid position?
+    valid = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    message = "6 values for a batch of 3 examples"
+    with PerExampleLoss(EXAMPLES, valid=valid), pytest.raises(PruningError, match=message):
+        functional.mse_loss(torch.zeros(6), torch.ones(6))
 
 
 def test_labels_of_an_example_are_not_mistaken_for_valid_positions() -> None:
     # Five labels for each of three examples, and fifteen valid tokens in all.
-    with PerExampleLoss(EXAMPLES, torch.tensor([8, 3, 4])) as mode:
+    valid = torch.arange(8)[None] < torch.tensor([8, 3, 4])[:, None]
+    with PerExampleLoss(EXAMPLES, SHARES, valid) as mode:
         functional.binary_cross_entropy_with_logits(LOGITS, SHARES)
     expected = functional.binary_cross_entropy_with_logits(LOGITS, SHARES, reduction="none").mean(1)
     assert torch.allclose(mode.terms[0], expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_alignment_losses(reduction: str) -> None:
+    log_probabilities = torch.randn(7, EXAMPLES, CLASSES, generator=GENERATOR).log_softmax(2)
+    targets, frames, lengths = torch.tensor([1, 2, 3, 4, 1, 2]), torch.tensor([7, 5, 6]), torch.tensor([3, 0, 3])
+
+    def loss(index: int) -> torch.Tensor:
+        own = targets[lengths[:index].sum() : lengths[: index + 1].sum()]
+        rows = slice(index, index + 1)
+        return functional.ctc_loss(
+            log_probabilities[:, rows], own, frames[rows], lengths[rows], reduction=reduction, zero_infinity=True
+        )
+
+    with PerExampleLoss(EXAMPLES) as mode:
+        total = functional.ctc_loss(
+            log_probabilities, targets, frames, lengths, reduction=reduction, zero_infinity=True
+        )
+    expected = [loss(index).item() for index in range(EXAMPLES)]
+    assert mode.terms[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert total.item() == pytest.approx(sum(expected), rel=1e-5)
+
+
 def test_example_without_any_label_has_no_loss() -> None:
     tags = TAGS.index_fill(0, torch.tensor([1]), -100)
-    with PerExampleLoss(EXAMPLES, torch.tensor([2, 3, 4])) as mode:
+    with PerExampleLoss(EXAMPLES) as mode:
         total = functional.cross_entropy(SEQUENCES.reshape(-1, CLASSES), tags.reshape(-1))
     assert mode.terms[0][1] == 0
     assert total.isfinite()
@@ -102,7 +160,7 @@ def test_example_without_any_label_has_no_loss() -> None:
 
 def test_other_reductions_and_what_is_outside_stay_as_they_are() -> None:
     expected = functional.cross_entropy(LOGITS, CLASS)
-    with PerExampleLoss(EXAMPLES, torch.tensor([2, 3, 4])) as mode:
+    with PerExampleLoss(EXAMPLES) as mode:
         total = functional.cross_entropy(LOGITS, CLASS, reduction="sum")
         single = functional.cross_entropy(LOGITS, CLASS, reduction="none")
     assert mode.terms == []
@@ -113,5 +171,5 @@ def test_other_reductions_and_what_is_outside_stay_as_they_are() -> None:
 
 def test_values_that_cannot_be_told_apart() -> None:
     message = "7 values for a batch of 3 examples"
-    with PerExampleLoss(EXAMPLES, torch.tensor([2, 3, 4])), pytest.raises(PruningError, match=message):
+    with PerExampleLoss(EXAMPLES), pytest.raises(PruningError, match=message):
         functional.mse_loss(torch.zeros(7), torch.ones(7))

@@ -1,0 +1,56 @@
+"""Per-example gate gradients of one block over many examples, in bounded memory."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import PruningError
+
+
+class GradientRows:
+    """The gate gradients of one block over many examples, bounded in memory.
+
+    `matrix()` has the same Gram matrix as the stack of all rows that were added, which is all that rearrangement
+    needs; once there are more than twice as many rows as units, they are replaced by the triangular factor of their QR
+    decomposition.
+
+    Args:
+        units: units of the block.
+        device: where the gradients come from.
+        keep_rows: whether `matrix()` will be asked for; the sums need no rows.
+
+    Attributes:
+        examples: rows added so far.
+        absolute_sum: Σ|gradient| over examples, `[units]`, float64.
+        square_sum: Σ gradient² over examples, `[units]`, float64.
+    """
+
+    def __init__(self, units: int, device: torch.device | str = "cpu", keep_rows: bool = True) -> None:
+        self.units = units
+        self.examples = 0
+        self.absolute_sum = torch.zeros(units, dtype=torch.float64, device=device)
+        self.square_sum = torch.zeros(units, dtype=torch.float64, device=device)
+        self._keep_rows = keep_rows
+        self._parts = [torch.zeros(0, units, device=device)]
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds gradients `[examples, units]`."""
+        rows = rows.detach().float()
+        self.examples += len(rows)
+        self.absolute_sum += rows.abs().double().sum(0)
+        self.square_sum += rows.double().square().sum(0)
+        if not self._keep_rows:
+            return
+        self._parts.append(rows)
+        if sum(map(len, self._parts)) > 2 * max(self.units, 256):
+            self._parts = [torch.linalg.qr(torch.cat(self._parts).double(), mode="r").R.float()]
+
+    def matrix(self) -> torch.Tensor:
+        """`[rows, units]`, float32.
+
+        Raises:
+            PruningError: no rows were kept.
+        """
+        if not self._keep_rows:
+            raise PruningError("The rows of these gradients were not kept; collect them with keep_rows=True.")
+        return torch.cat(self._parts)
