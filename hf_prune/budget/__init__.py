@@ -1,23 +1,28 @@
 """What a unit costs, and which units to keep under a budget."""
 
-from .flops import count_flops, flops_per_unit, total_flops, total_unit_parameters
+from .flops import count_flops, flops_per_unit, generation_flops_per_unit, total_flops, total_unit_parameters
 from .latency import compare_latency, measure_latency
 from .latency_fit import LatencyFit, fit_latency
 from .latency_search import search_latency, search_latency_units
 from .latency_table import LatencyConditions, latency_tables
+from .lengths import Lengths, data_lengths, lengths_of
 from .search import SearchResult, search_flops, search_units
 from .select import Selection, select_units
 
 __all__ = [
     "LatencyConditions",
     "LatencyFit",
+    "Lengths",
     "SearchResult",
     "Selection",
     "compare_latency",
     "count_flops",
+    "data_lengths",
     "fit_latency",
     "flops_per_unit",
+    "generation_flops_per_unit",
     "latency_tables",
+    "lengths_of",
     "measure_latency",
     "search_flops",
     "search_latency",

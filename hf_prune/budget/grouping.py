@@ -7,8 +7,9 @@ allowed.  A ladder lists them: rung 0 keeps nothing, the last rung keeps everyth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 import torch
@@ -76,34 +77,38 @@ def build_ladders(
     blocks: Sequence[Tensor],
     kind: str,
     *,
-    multiple: int = 1,
+    multiple: int | Sequence[int] = 1,
     uniform: bool = False,
     minimum: Sequence[int] | None = None,
+    groups: Sequence[Hashable | None] | None = None,
 ) -> list[Ladder]:
-    """One ladder per block, or a single one for all blocks when they must keep the same width.
+    """One ladder per block, or one for several blocks when they must keep the same width.
 
     Args:
         blocks: one 1-D score tensor per block, as `score_blocks` returns them.
         kind: "head" or "filter", for the messages.
-        multiple: kept counts are multiples of this; a block whose size is no multiple may also be kept whole.
+        multiple: kept counts are multiples of this; a block whose size is no multiple may also be kept whole. One
+            number, or one per block.
         uniform: every block keeps the same count; the blocks must then have the same size.
         minimum: for every block the count that must be kept, rounded up to an allowed count.
+        groups: for every block the name of its group, or None: blocks of a group keep the same count each, of units
+            of their own, and must have the same size.
 
     Raises:
-        PruningError: if `multiple` is below 1, a minimum does not fit its block, or uniform blocks differ in size.
+        PruningError: if a multiple is below 1, a minimum does not fit its block, or blocks that must keep the same
+            count differ in size.
     """
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise PruningError(f"the {kind} multiple must be an integer of at least 1, got {multiple!r}")
-    minima = _minima(blocks, kind, minimum)
-    if not uniform:
-        return [_ladder((index,), [block], multiple, minima[index]) for index, block in enumerate(blocks)]
-    sizes = {block.numel() for block in blocks}
-    if len(sizes) > 1:
-        raise PruningError(
-            f"uniform widths need {kind} blocks of one size, but these have sizes {sorted(sizes)}; "
-            "prune this model without uniform=True"
-        )
-    return [_ladder(tuple(range(len(blocks))), blocks, multiple, max(minima))] if blocks else []
+    multiples, minima = _multiples(blocks, kind, multiple), _minima(blocks, kind, minimum)
+    if uniform:
+        _check_sizes(blocks, kind, "uniform widths need", "; prune this model without uniform=True")
+    ladders = []
+    for indices in _together(len(blocks), kind, uniform, groups):
+        members = [blocks[index] for index in indices]
+        _check_sizes(members, kind, f"the group {groups[indices[0]]!r} needs" if groups else "uniform widths need")
+        # Units of several blocks go together, so every block's multiple has to divide the count.
+        step = lcm(*(multiples[index] for index in indices))
+        ladders.append(_ladder(indices, members, step, max(minima[index] for index in indices)))
+    return ladders
 
 
 def ladder_masks(ladders: Sequence[Ladder], rungs: Sequence[int], blocks: Sequence[Tensor]) -> list[Tensor]:
@@ -113,6 +118,41 @@ def ladder_masks(ladders: Sequence[Ladder], rungs: Sequence[int], blocks: Sequen
         for index, ranking in zip(ladder.blocks, ladder.rankings, strict=True):
             masks[index][torch.from_numpy(ranking[: ladder.widths[rung]])] = True
     return [mask.to(block.device) for mask, block in zip(masks, blocks, strict=True)]
+
+
+def _together(blocks: int, kind: str, uniform: bool, groups: Sequence[Hashable | None] | None) -> list[tuple[int, ...]]:
+    """The positions of the blocks that share a ladder, in the order of the first of each."""
+    if uniform:
+        return [tuple(range(blocks))] if blocks else []
+    if groups is None:
+        return [(index,) for index in range(blocks)]
+    if len(groups) != blocks:
+        raise PruningError(f"{kind} groups has {len(groups)} entries for {blocks} blocks; give one per block, or None")
+    # A block of no group stands alone: under its position, in a tuple that no other key equals.
+    found: dict[tuple[str, Hashable], list[int]] = {}
+    for index, group in enumerate(groups):
+        found.setdefault(("alone", index) if group is None else ("group", group), []).append(index)
+    return [tuple(indices) for indices in found.values()]
+
+
+def _check_sizes(blocks: Sequence[Tensor], kind: str, who: str, advice: str = "") -> None:
+    sizes = {block.numel() for block in blocks}
+    if len(sizes) > 1:
+        raise PruningError(f"{who} {kind} blocks of one size, but these have sizes {sorted(sizes)}{advice}")
+
+
+def _multiples(blocks: Sequence[Tensor], kind: str, multiple: int | Sequence[int]) -> list[int]:
+    multiples = list(multiple) if isinstance(multiple, Sequence) else [multiple]
+    for value in multiples:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise PruningError(f"the {kind} multiple must be an integer of at least 1, got {value!r}")
+    if not isinstance(multiple, Sequence):
+        return multiples * len(blocks)
+    if len(multiples) != len(blocks):
+        raise PruningError(
+            f"{kind} multiples has {len(multiples)} entries for {len(blocks)} blocks; give one per block"
+        )
+    return multiples
 
 
 def _minima(blocks: Sequence[Tensor], kind: str, minimum: Sequence[int] | None) -> list[int]:

@@ -21,8 +21,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from ..anatomy import Block, ModelAnatomy, UndoLog, cut_block
-from ..anatomy.layer_calls import LayerCall, record_layer_calls
+from ..anatomy import Block, ModelAnatomy, UndoLog, cut_layer
+from ..anatomy.cut_experts import ALIGNED_WIDTH
+from ..anatomy.layer_calls import LayerCall, Segment, layer_shapes, record_calls
+from ..anatomy.layouts import AttentionLayout
+from ..calibration import Batch
 from ..scores import frozen
 from .latency import random_batch, time_in_turn
 
@@ -68,57 +71,83 @@ def latency_tables(
     """For every block's key the seconds at 0 … units units, `[units + 1]` float64, 0 for none.
 
     Blocks of the same shape share one measurement. Tables are kept on disk under the machine, software, dtype, batch
-    and length they were measured with (`HF_PRUNE_CACHE`, default `$HF_HOME/hf_prune`).
+    and length they were measured with (`HF_PRUNE_CACHE`, default `$HF_HOME/hf_prune`). A block whose layer does not
+    run on the batch costs nothing.
     """
     tables: dict[str, torch.Tensor] = {}
     measured: dict[tuple[Any, ...], torch.Tensor] = {}
+    batch = random_batch(model, conditions.batch_size, conditions.sequence_length)
+    with frozen(model), torch.inference_mode():
+        shapes = layer_shapes(model, anatomy.layers, batch)
     for block in tqdm(anatomy.blocks, desc="Latency tables", unit="block", leave=False):
-        shape = _shape(model, anatomy, block)
+        if block.layer not in shapes:
+            tables[block.key] = torch.zeros(block.units + 1, dtype=torch.float64)
+            continue
+        shape = _shape(model, block, shapes[block.layer])
         if shape not in measured:
             path = _cache_path(conditions, shape)
             table = _read_table(path, block.units)
             if table is None:
-                table = _measure(model, anatomy, block, conditions)
+                table = _measure(model, anatomy, block, batch)
                 _write_table(path, conditions, shape, table)
             measured[shape] = table
-        tables[block.key] = measured[shape]
+        tables[block.key] = block.runs * measured[shape]
     return tables
 
 
-def _shape(model: PreTrainedModel, anatomy: ModelAnatomy, block: Block) -> tuple[Any, ...]:
-    """What identifies a block up to its weights: its layer's class and the block's own sizes."""
-    projections = tuple((item.axis, item.width, item.other) for item in block.projections)
+def _shape(model: PreTrainedModel, block: Block, entered: torch.Size) -> tuple[Any, ...]:
+    """What identifies a block up to its weights: its layer's class, what enters it, and the block's own sizes."""
+    projections = tuple((item.axis, item.parts, item.other) for item in block.projections)
     layer = type(model.get_submodule(block.layer)).__name__
-    activation = next((str(getattr(model.config, name)) for name in _ACTIVATIONS if hasattr(model.config, name)), "")
-    return layer, activation, block.kind, block.units, block.layout.name, projections
+    config = model.get_submodule(block.owner).config
+    activation = next((str(getattr(config, name)) for name in _ACTIVATIONS if hasattr(config, name)), "")
+    return layer, activation, tuple(entered), block.kind, block.units, block.layout.name, block.share, projections
 
 
-def _measure(
-    model: PreTrainedModel, anatomy: ModelAnatomy, block: Block, conditions: LatencyConditions
-) -> torch.Tensor:
-    batch = random_batch(model, conditions.batch_size, conditions.sequence_length)
+def _measure(model: PreTrainedModel, anatomy: ModelAnatomy, block: Block, batch: Batch) -> torch.Tensor:
     layer = model.get_submodule(block.layer)
-    widths = sorted({round(width) for width in np.linspace(0, block.units, min(WIDTHS, block.units + 1))})
+    widths = _widths(block)
     with frozen(model), torch.inference_mode():
-        hidden, calls = record_layer_calls(model, anatomy.layers, batch)
-        call = calls[anatomy.layers.index(block.layer)]
+        [(hidden, [call])] = record_calls(model, Segment((block.layer,), 1), batch)
         others = [other for other in anatomy.blocks_of_layer(block.layer) if other != block]
+        together = 1 + sum(_belong_together(block, other) for other in others)
         cuts = [_isolated(layer, block, others, width) for width in widths]
         passes = [_Pass(call, cut, hidden) for cut in cuts]
         seconds = time_in_turn(passes, REPEATS, model.device)
     table = np.interp(np.arange(block.units + 1), widths, np.asarray(seconds) - seconds[0])
-    table = np.maximum(table, 0.0)
+    table = np.maximum(table, 0.0) / together
     table[0] = 0.0
     return torch.from_numpy(table)
 
 
+def _widths(block: Block) -> list[int]:
+    """The widths at which a block is measured."""
+    lowest = _fewest(block)
+    widths = np.linspace(lowest, block.units, min(WIDTHS, block.units - lowest + 1))
+    # Experts of widths in between run in another, much slower way.
+    step = 1 if block.group is None else ALIGNED_WIDTH
+    inner = {step * round(width / step) for width in widths}
+    return sorted({lowest, block.units} | {width for width in inner if lowest < width < block.units})
+
+
+def _fewest(block: Block) -> int:
+    """Units without which the block's layer does not run."""
+    if block.unit == "experts":
+        return block.minimum
+    bypassed = not isinstance(block.layout, AttentionLayout) or block.layout.returns is not None
+    return 0 if bypassed else block.minimum
+
+
 def _isolated(layer: nn.Module, block: Block, others: Sequence[Block], width: int) -> nn.Module:
-    """A copy of the layer in which only `block` has units left, `width` of them."""
+    """A copy of the layer in which only `block` and its group have units left, `width` of them each."""
     cut = copy.deepcopy(layer)
-    for other in others:
-        cut_block(cut, other, (), UndoLog())
-    cut_block(cut, block, range(width), UndoLog())
+    units = {other.key: range(width if _belong_together(block, other) else _fewest(other)) for other in others}
+    cut_layer(cut, [block, *others], {**units, block.key: range(width)}, UndoLog())
     return cut
+
+
+def _belong_together(block: Block, other: Block) -> bool:
+    return block.group is not None and block.group == other.group
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -22,16 +22,19 @@ class SearchOptions(TypedDict, total=False):
 
     Keys:
         head_multiple, filter_multiple: the kept count of a block is a multiple of this (default 1), or the whole
-            block where its size is no multiple.
+            block where its size is no multiple. One number, or one per block.
         uniform: every block of a kind keeps the same count; the blocks of a kind must then have the same size.
         minimum_heads, minimum_filters: for every block the count that must be kept, rounded up to an allowed one.
+        filter_groups: for every filter block the name of its group, or None; the blocks of a group (the experts of a
+            layer) keep the same count each and must have the same size.
     """
 
-    head_multiple: int
-    filter_multiple: int
+    head_multiple: int | Sequence[int]
+    filter_multiple: int | Sequence[int]
     uniform: bool
     minimum_heads: Sequence[int] | None
     minimum_filters: Sequence[int] | None
+    filter_groups: Sequence[Hashable | None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,17 +81,23 @@ class SearchSpace:
         head_scores: Scores,
         filter_scores: Scores,
         *,
-        head_multiple: int = 1,
-        filter_multiple: int = 1,
+        head_multiple: int | Sequence[int] = 1,
+        filter_multiple: int | Sequence[int] = 1,
         uniform: bool = False,
         minimum_heads: Sequence[int] | None = None,
         minimum_filters: Sequence[int] | None = None,
+        filter_groups: Sequence[Hashable | None] | None = None,
     ) -> SearchSpace:
         """Checks scores and options (`PruningError`) and builds the ladders; the options are `SearchOptions`."""
         head_blocks, filter_blocks = score_blocks(head_scores, "head"), score_blocks(filter_scores, "filter")
         heads = build_ladders(head_blocks, "head", multiple=head_multiple, uniform=uniform, minimum=minimum_heads)
         filters = build_ladders(
-            filter_blocks, "filter", multiple=filter_multiple, uniform=uniform, minimum=minimum_filters
+            filter_blocks,
+            "filter",
+            multiple=filter_multiple,
+            uniform=uniform,
+            minimum=minimum_filters,
+            groups=filter_groups,
         )
         return cls(head_blocks, filter_blocks, heads, filters)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import gcd
 
 import torch
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, ModelAnatomy, UndoLog, cut_block, give_own_tables
+from ..anatomy import Block, ModelAnatomy, UndoLog, cut_model, give_own_tables
 from ..calibration import CalibrationData
 from ..config import StructuredPruningConfig
 from ..errors import InfeasibleBudgetError
@@ -17,7 +16,9 @@ from .flops import flops_per_unit
 from .latency import compare_with_undone
 from .latency_search import search_latency_units
 from .latency_table import LatencyConditions, latency_tables
-from .search import SearchOptions, SearchResult, search_units
+from .lengths import Lengths
+from .search import SearchResult, search_units
+from .targets import Targets
 
 # Measurements scatter by a few percent, so the search aims a little below what was asked for, and takes a cut whose
 # measured latency is within this factor of its aim.
@@ -40,53 +41,13 @@ class Selection:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """The blocks that may be pruned, split by kind, with their scores."""
-
-    heads: tuple[Block, ...]
-    filters: tuple[Block, ...]
-    head_scores: list[torch.Tensor]
-    filter_scores: list[torch.Tensor]
-    fixed: tuple[Block, ...]
-
-    @classmethod
-    def of(cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig) -> _Targets:
-        wanted = config.targets([block.key for block in anatomy.blocks])
-        heads = tuple(block for block in anatomy.attentions if block.key in wanted)
-        filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)
-        return cls(
-            heads,
-            filters,
-            [scores[block.key].cpu() for block in heads],
-            [scores[block.key].cpu() for block in filters],
-            tuple(block for block in anatomy.blocks if block.key not in wanted),
-        )
-
-    def options(self, config: StructuredPruningConfig) -> SearchOptions:
-        """The search's restrictions: rounding, uniformity and what must stay."""
-        return SearchOptions(
-            head_multiple=_units_multiple(config.round_to, self.heads),
-            filter_multiple=_units_multiple(config.round_to, self.filters),
-            uniform=config.uniform,
-            minimum_heads=[block.minimum for block in self.heads],
-            minimum_filters=[block.minimum for block in self.filters],
-        )
-
-    def masks(self, result: SearchResult) -> dict[str, torch.Tensor]:
-        """One mask per block; blocks that are not pruned keep everything."""
-        masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in self.fixed}
-        masks |= {block.key: mask for block, mask in zip(self.heads, result.head_masks, strict=True)}
-        return masks | {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
-
-
 def select_units(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     scores: Mapping[str, torch.Tensor],
     config: StructuredPruningConfig,
     data: CalibrationData,
-    sequence_length: int,
+    lengths: int | Lengths,
 ) -> Selection:
     """Chooses the units that stay under the budget of `config`.
 
@@ -96,34 +57,29 @@ def select_units(
         scores: one non-negative score per unit, by block key.
         config: budget and restrictions.
         data: decides for all processes where the choice rests on measurements.
-        sequence_length: tokens per sequence that costs are counted for.
+        lengths: tokens that costs are counted for; a number is what every block sees.
 
     Raises:
         InfeasibleBudgetError: with the smallest reachable value of the budget.
     """
-    targets = _Targets.of(anatomy, scores, config)
+    targets = Targets.of(anatomy, scores, config)
     keyword, value = config.budget
     if keyword == "flops":
-        return _by_cost(targets, config, value, lambda block: flops_per_unit(block, sequence_length))
+        return _by_cost(targets, config, value, lambda block: flops_per_unit(block, lengths))
     if keyword == "params":
         return _by_cost(targets, config, value, lambda block: block.parameters_per_unit)
     if keyword == "latency" and value == 1:
         return Selection({block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks})
+    tokens = lengths.tokens if isinstance(lengths, Lengths) else lengths
     # One process measures and decides for all.
     selection = data.agree(
-        lambda: _by_latency(model, anatomy, targets, config, sequence_length) if data.is_main else Selection({})
+        lambda: _by_latency(model, anatomy, targets, config, tokens) if data.is_main else Selection({})
     )
     return data.broadcast(selection)
 
 
-def _units_multiple(round_to: int, blocks: Sequence[Block]) -> int:
-    """How many units make a width that is a multiple of `round_to` columns."""
-    widths = {block.output.width for block in blocks} or {1}
-    return max(round_to // gcd(round_to, width) for width in widths)
-
-
 def _by_cost(
-    targets: _Targets, config: StructuredPruningConfig, fraction: float, unit_cost: Callable[[Block], int]
+    targets: Targets, config: StructuredPruningConfig, fraction: float, unit_cost: Callable[[Block], int]
 ) -> Selection:
     """A budget that is a sum over units."""
     fixed = sum(block.units * unit_cost(block) for block in targets.fixed)
@@ -165,7 +121,7 @@ def _gap_note(result: SearchResult) -> list[str]:
 def _by_latency(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
-    targets: _Targets,
+    targets: Targets,
     config: StructuredPruningConfig,
     sequence_length: int,
 ) -> Selection:
@@ -180,7 +136,12 @@ def _by_latency(
     budget = frame.budget
     trials: list[_LatencyTrial] = []
     for _ in range(LATENCY_ROUNDS):
-        result = _latency_result(frame, targets, tables, config, budget)
+        try:
+            result = _latency_result(frame, targets, tables, config, budget)
+        except InfeasibleBudgetError:
+            if not trials:
+                raise
+            break  # corrected below what can be reached: the cuts tried so far are what there is
         masks = targets.masks(result)
         dense, seconds = cut.seconds(masks)
         if seconds <= LATENCY_TOLERANCE * frame.target(dense):
@@ -217,7 +178,7 @@ class _LatencyFrame:
         cls,
         cut: _CutTimer,
         anatomy: ModelAnatomy,
-        targets: _Targets,
+        targets: Targets,
         tables: Mapping[str, torch.Tensor],
         config: StructuredPruningConfig,
     ) -> _LatencyFrame:
@@ -278,7 +239,7 @@ def _best_trial(trials: Sequence[_LatencyTrial]) -> Selection:
 
 def _latency_result(
     frame: _LatencyFrame,
-    targets: _Targets,
+    targets: Targets,
     tables: Mapping[str, torch.Tensor],
     config: StructuredPruningConfig,
     budget: float,
@@ -315,9 +276,8 @@ class _CutTimer:
         try:
             cut = {key for key, mask in masks.items() if not mask.all()}
             give_own_tables(self._model, self._anatomy.blocks, cut, log)
-            for block in self._anatomy.blocks:
-                units = masks[block.key].nonzero().flatten().tolist()
-                cut_block(self._model.get_submodule(block.layer), block, units, log)
+            units = {key: mask.nonzero().flatten().tolist() for key, mask in masks.items()}
+            cut_model(self._model, self._anatomy.blocks, units, log)
             return compare_with_undone(self._model, log, batch_size, sequence_length, repeats=LATENCY_REPEATS)
         finally:
             log.roll_back()

@@ -37,9 +37,15 @@ class GateMixin:
         for slot in ("_head_gates", "_filter_gates"):
             gates: UnitGates | None = self.__dict__.get(slot)
             for block, value in zip(gates.blocks, gates.values, strict=True) if gates is not None else ():
-                name = f"{block.layer}.{block.output.path}.weight"
+                name = f"{block.layer}.{block.output.path}" + (".weight" if block.output.expert is None else "")
                 columns = block.spread(value.detach()).to(state[name])
-                state[name] = state[name] * (columns[:, None] if block.output.transposed else columns)
+                columns = columns[:, None] if block.output.transposed else columns
+                if isinstance(block.output.expert, int):
+                    parts = list(state[name])
+                    parts[block.output.expert] = parts[block.output.expert] * columns
+                    state[name] = torch.stack(parts)
+                else:
+                    state[name] = state[name] * columns
         return state
 
     @contextmanager

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, describe_model, linear_at
+from ..anatomy import Block, describe_model, groups_of, linear_at, weight_of
 from ..errors import PruningError
+from .expert_gates import ExpertGates
 
 
 class UnitGate:
@@ -52,7 +54,7 @@ class UnitGates:
     """Gates on several blocks of a model, until `remove()` is called.
 
     Attributes:
-        blocks: the gated blocks.
+        blocks: the gated blocks; of a group of experts all of them.
         gates: one `UnitGate` per block; assign to a gate's `value` to change it.
     """
 
@@ -60,10 +62,7 @@ class UnitGates:
         self._slot: tuple[nn.Module, str] | None = None
         self.blocks = tuple(blocks)
         self.gates = [UnitGate(value, block) for block, value in zip(self.blocks, values, strict=True)]
-        self._handles = [
-            linear_at(model.get_submodule(block.layer), block.output).register_forward_pre_hook(gate)
-            for block, gate in zip(self.blocks, self.gates, strict=True)
-        ]
+        self._handles = [_place(model, gates) for gates in _placed_together(self.gates)]
 
     @property
     def values(self) -> list[torch.Tensor]:
@@ -90,6 +89,21 @@ class UnitGates:
 
     def __exit__(self, *exc_info: object) -> None:
         self.remove()
+
+
+def _placed_together(gates: Sequence[UnitGate]) -> list[list[UnitGate]]:
+    """The gates by the module that they act in: one each, but those of a group of experts together."""
+    groups = {members[0].group: members for members in groups_of(gate.block for gate in gates)}
+    single = [[gate] for gate in gates if gate.block.group is None]
+    return single + [[gate for gate in gates if gate.block.group == group] for group in groups]
+
+
+def _place(model: nn.Module, gates: list[UnitGate]) -> ExpertGates | RemovableHandle:
+    block = gates[0].block
+    layer = model.get_submodule(block.layer)
+    if block.output.expert is not None:
+        return ExpertGates(layer, gates)
+    return linear_at(layer, block.output).register_forward_pre_hook(gates[0])
 
 
 def add_head_gates(model: PreTrainedModel, values: Sequence[torch.Tensor] | None = None) -> UnitGates:
@@ -149,7 +163,7 @@ def _remove(model: PreTrainedModel, slot: str) -> None:
 
 
 def _device(model: nn.Module, block: Block) -> torch.device:
-    return linear_at(model.get_submodule(block.layer), block.output).weight.device
+    return weight_of(model.get_submodule(block.layer), block.output).device
 
 
 def _check_values(blocks: Sequence[Block], values: Sequence[torch.Tensor]) -> None:

@@ -97,3 +97,32 @@ def test_scores_of_another_shape_are_refused(scores: object) -> None:
 def test_invalid_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(PruningError, match=message):
         build_ladders([torch.rand(2), torch.rand(3)], "head", **options)
+
+
+def test_blocks_of_a_group_share_a_ladder_and_others_have_their_own() -> None:
+    blocks = [torch.tensor([1.0, 5.0]), torch.tensor([9.0]), torch.tensor([40.0, 20.0]), torch.tensor([2.0, 3.0])]
+    ladders = build_ladders(blocks, "filter", groups=["experts", None, "experts", None], minimum=[0, 1, 1, 0])
+    assert [ladder.blocks for ladder in ladders] == [(0, 2), (1,), (3,)]
+    assert [ladder.gains.tolist() for ladder in ladders] == [[45.0, 21.0], [9.0], [3.0, 2.0]]
+    assert [ladder.floor for ladder in ladders] == [1, 1, 0]
+    masks = ladder_masks(ladders, [1, 1, 0], blocks)
+    assert [mask.tolist() for mask in masks] == [[False, True], [True], [True, False], [False, False]]
+
+
+def test_a_multiple_per_block() -> None:
+    ladders = build_ladders([torch.rand(6)] * 4, "filter", multiple=[1, 3, 2, 3], groups=[None, None, "a", "a"])
+    assert [ladder.widths for ladder in ladders] == [(0, 1, 2, 3, 4, 5, 6), (0, 3, 6), (0, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": ["a"]}, "1 entries for 2 blocks"),
+        ({"groups": ["a", "a"]}, r"the group 'a' needs filter blocks of one size, but these have sizes \[2, 3\]"),
+        ({"multiple": [1]}, "1 entries for 2 blocks"),
+        ({"multiple": [1, 0]}, "got 0"),
+    ],
+)
+def test_invalid_groups_are_named(options: dict, message: str) -> None:
+    with pytest.raises(PruningError, match=message):
+        build_ladders([torch.rand(2), torch.rand(3)], "filter", **options)

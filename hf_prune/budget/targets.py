@@ -1,0 +1,124 @@
+"""Which blocks of a model a configuration lets a search prune, and what restricts it there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+
+from ..anatomy import Block, ModelAnatomy, groups_of
+from ..config import PruningConfig, StructuredPruningConfig
+from ..errors import PruningError
+from .search import SearchOptions, SearchResult
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The blocks that may be pruned, split by kind, with their scores."""
+
+    heads: tuple[Block, ...]
+    filters: tuple[Block, ...]
+    head_scores: list[torch.Tensor]
+    filter_scores: list[torch.Tensor]
+    fixed: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig) -> Targets:
+        wanted = _wanted_keys(anatomy, config)
+        _check_experts(anatomy, wanted, config.budget[0])
+        heads = tuple(block for block in anatomy.attentions if block.key in wanted)
+        filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)
+        return cls(
+            heads,
+            filters,
+            [scores[block.key].cpu() for block in heads],
+            [scores[block.key].cpu() for block in filters],
+            tuple(block for block in anatomy.blocks if block.key not in wanted),
+        )
+
+    def options(self, config: StructuredPruningConfig) -> SearchOptions:
+        """The search's restrictions: rounding, uniformity and what must stay."""
+        return SearchOptions(
+            head_multiple=_units_multiple(config.round_to, self.heads),
+            filter_multiple=self._filter_multiples(config.round_to),
+            filter_groups=[block.group for block in self.filters],
+            uniform=config.uniform,
+            minimum_heads=[block.minimum for block in self.heads],
+            minimum_filters=[block.minimum for block in self.filters],
+        )
+
+    def _filter_multiples(self, round_to: int) -> list[int]:
+        """Filters are kept in multiples that make a rounded width; whole experts one by one."""
+        filters = _units_multiple(round_to, [block for block in self.filters if block.unit != "experts"])
+        return [1 if block.unit == "experts" else filters for block in self.filters]
+
+    def masks(self, result: SearchResult) -> dict[str, torch.Tensor]:
+        """One mask per block; blocks that are not pruned keep everything."""
+        masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in self.fixed}
+        masks |= {block.key: mask for block, mask in zip(self.heads, result.head_masks, strict=True)}
+        return masks | {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
+
+
+def _check_experts(anatomy: ModelAnatomy, wanted: Collection[str], budget: str) -> None:
+    """Experts of a layer are pruned together, and whole experts under a budget of parameters."""
+    for members in groups_of(anatomy.blocks):
+        named = sum(member.key in wanted for member in members)
+        if 0 < named < len(members):
+            raise PruningError(
+                f"{members[0].group}: only {named} of {len(members)} experts may be pruned by target_modules and"
+                " exclude_modules, but all experts of a layer keep the same number of filters. Name all or none."
+            )
+    whole = [block.key for block in anatomy.blocks if block.unit == "experts" and block.key in wanted]
+    if whole and budget != "params":
+        raise PruningError(
+            f"{whole[0]}: each token goes to the same number of experts whether or not others are removed, so whole"
+            f" experts cannot be chosen by {budget}. Give params=…, or prune their filters: leave"
+            " target_modules out."
+        )
+
+
+def _units_multiple(round_to: int, blocks: Sequence[Block]) -> int:
+    """How many units make a width that is a multiple of `round_to` columns."""
+    widths = {block.output.width for block in blocks} or {1}
+    return max(round_to // gcd(round_to, width) for width in widths)
+
+
+def in_wanted_units(anatomy: ModelAnatomy, config: PruningConfig) -> ModelAnatomy:
+    """The anatomy with whole experts as units where `target_modules` names mixtures of experts by their own names.
+
+    "experts" names them; "experts.0", or a pattern that single experts match as well, names the filters of experts.
+
+    Raises:
+        PruningError: a pattern in `target_modules` or `exclude_modules` that matches nothing, or whole experts that
+            their router cannot do without.
+    """
+    wanted = config.targets(_names(anatomy))
+    if config.target_modules is None:
+        return anatomy
+    by_filters = {block.group for block in anatomy.blocks if block.key in wanted}
+    whole = _groups(anatomy) & wanted - by_filters
+    fixed = whole - {block.key for block in anatomy.experts}
+    if fixed:
+        raise PruningError(
+            f"Whole experts cannot be removed from {', '.join(sorted(fixed))}: their router does more than choose by"
+            " one row of weights per expert. Prune their filters: leave target_modules out."
+        )
+    return anatomy.with_whole_experts(whole)
+
+
+def _wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
+    """The blocks that may be pruned; a mixture of experts may be excluded by its own name."""
+    wanted = config.targets(_names(anatomy))
+    excluded = _groups(anatomy) - wanted if config.target_modules is None else set()
+    return {block.key for block in anatomy.blocks if block.key in wanted and block.group not in excluded}
+
+
+def _names(anatomy: ModelAnatomy) -> list[str]:
+    """What a configuration may name: blocks, and groups of them."""
+    return [*(block.key for block in anatomy.blocks), *sorted(_groups(anatomy))]
+
+
+def _groups(anatomy: ModelAnatomy) -> set[str]:
+    return {block.group for block in anatomy.blocks if block.group is not None}
