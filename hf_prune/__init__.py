@@ -10,7 +10,7 @@ from .config import AutoPruningConfig, PruningConfig, register_strategy
 from .errors import InfeasibleBudgetError, PruningError, UnsupportedModelError
 from .gates import FilterGateMixin, HeadGateMixin
 from .report.result import PruningResult
-from .strategies import FisherPruningConfig
+from .strategies import FisherPruningConfig, RandomPruningConfig
 from .surgery import install_build_hook
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "PruningConfig",
     "PruningError",
     "PruningResult",
+    "RandomPruningConfig",
     "UnsupportedModelError",
     "count_flops",
     "describe_model",

@@ -14,8 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from .anatomy import ModelAnatomy, UndoLog, describe_model
+from .anatomy.example_inputs import example_batch
 from .budget.latency import check_length, compare_with_undone
-from .calibration import CalibrationData
+from .budget.positions import position_count
+from .budget.targets import in_wanted_units
+from .calibration import Batch, CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
 from .errors import PruningError
 from .gates import has_gates
@@ -26,10 +29,12 @@ from .report.report import LatencySetting
 from .report.result import PruningResult
 from .scores import evaluating, modes_restored
 from .strategies.base import Cut
-from .surgery import apply_plan, write_metadata
+from .surgery import apply_plan, drop_identity_layers, write_metadata
 from .surgery.metadata import metadata_snapshot, restore_metadata, write_metrics
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_LENGTH = 128
 
 
 def prune_model(
@@ -52,6 +57,7 @@ def prune_model(
         config: the strategy and its budget, `FisherPruningConfig(flops=0.5)` for instance.
         calibration_data: a `datasets.Dataset` of tokenised rows, a `DataLoader`, or any iterable of batches; some
             hundred to a few thousand training examples, with labels where the strategy's scores need a loss.
+            A strategy that draws at random needs none.
         data_collator: as for `Trainer`, where the calibration data holds rows.
         eval_dataset: tokenised rows with labels; if given, metrics are measured before and after.
         compute_metrics: as for `Trainer`.
@@ -68,7 +74,7 @@ def prune_model(
     """
     anatomy = _checked(model, config)
     data = CalibrationData(
-        calibration_data,
+        calibration_data if calibration_data is not None or config.needs_data else _example_data(model, config),
         model,
         data_collator=data_collator,
         batch_size=getattr(config, "batch_size", 32),
@@ -85,12 +91,13 @@ def prune_model(
     dense_parameters = count_parameters(model)
     cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
     with clock("surgery"):
+        cut = replace(cut, plan=drop_identity_layers(model, anatomy, cut.plan, data.first()))
         log, timing = _cut_and_time(model, anatomy, config, cut, data)
     with _undone_on_failure(model, anatomy, log, trained=retrain is not None):
         report = build_report(
             model=model,
             config=config,
-            blocks=block_reports(anatomy, cut.plan, cut.sequence_length),
+            blocks=block_reports(anatomy, cut.plan, cut.lengths),
             sequence_length=cut.sequence_length,
             dense_parameters=dense_parameters,
             latencies=timing[0],
@@ -120,12 +127,18 @@ def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
             f"{type(model).__name__} has gates on its heads or filters. Take them off with remove_head_gates and"
             " remove_filter_gates; a mixin's save_pretrained folds them into the weights first."
         )
-    config.targets([block.key for block in anatomy.blocks])
+    anatomy = in_wanted_units(anatomy, config)
     length = getattr(config, "sequence_length", None)
     if length is not None:
         check_length(model, length)
     _warn_if_untrained(model)
     return anatomy
+
+
+def _example_data(model: PreTrainedModel, config: PruningConfig) -> list[Batch]:
+    """Random examples for a strategy that looks at no data: costs are counted, and the cut is checked, on them."""
+    length = getattr(config, "sequence_length", None) or min(DEFAULT_LENGTH, position_count(model) or DEFAULT_LENGTH)
+    return [example_batch(model, length=length)]
 
 
 def _cut_and_time(

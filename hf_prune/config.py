@@ -29,9 +29,11 @@ class PruningConfig(PushToHubMixin):
 
     Attributes:
         strategy: the strategy's registered name.
+        needs_data: whether it cannot do without calibration data.
     """
 
     strategy: ClassVar[str] = ""
+    needs_data: ClassVar[bool] = True
 
     target_modules: list[str] | None = field(
         default=None,

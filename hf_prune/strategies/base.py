@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
+from ..budget import Lengths
 from ..calibration import CalibrationData
 from ..recovery import Repair
 from ..report.clock import StageClock
@@ -21,15 +22,20 @@ class Cut:
 
     Attributes:
         plan: which units stay.
-        sequence_length: tokens per sequence that costs were counted for.
+        lengths: tokens that costs were counted for; a number is what every block sees.
         repairs: new output projections on the kept units, by block key.
         notes: what a reader of the report should know.
     """
 
     plan: PruningPlan
-    sequence_length: int
+    lengths: int | Lengths
     repairs: Mapping[str, Repair] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per example, in one number."""
+        return self.lengths.tokens if isinstance(self.lengths, Lengths) else self.lengths
 
 
 class OneShotStrategy(Protocol):

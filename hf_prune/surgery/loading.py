@@ -1,8 +1,10 @@
 """Lets transformers build pruned models: the one hook that `import hf_prune` installs.
 
 Every model calls `PreTrainedModel.post_init` at the end of its `__init__`, inner models first and often with the same
-config. When a model gets there in which the blocks are where its config's pruning metadata says, they are cut to size: before weights are initialised, loaded, quantised or dispatched. That serves `from_pretrained`,
-`from_config`, concrete classes, pipelines and PEFT alike. Models without the metadata are not affected.
+config. When a model gets there in which the blocks are where its config's pruning metadata says, they are cut to size:
+before weights are initialised, loaded, quantised or dispatched. That serves `from_pretrained`, `from_config`, concrete
+classes, pipelines and PEFT alike. Models without the metadata are not affected. Removed layers need no cut: the config
+itself says how many are left.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..anatomy import UndoLog, cut_block, give_own_tables, read_blocks
-from .metadata import blocks_described, kept_units, pruning_of
+from ..anatomy import UndoLog, cut_model, give_own_tables, read_blocks
+from .metadata import blocks_described, check_layer_counts, kept_units, pruning_of, stack_name
 
 
 def install_build_hook() -> None:
@@ -42,9 +44,9 @@ def build_pruned(model: PreTrainedModel) -> None:
     if data is None:
         return
     blocks = blocks_described(data, read_blocks(model))
+    stacks = {stack_name(block, block.key): model.get_submodule(block.stack) for block in blocks}
+    check_layer_counts(data, {name: len(list(layers.children())) for name, layers in stacks.items()})
     kept = {block.key: kept_units(data, block) for block in blocks}
     log = UndoLog()
     give_own_tables(model, blocks, {block.key for block in blocks if len(kept[block.key]) < block.units}, log)
-    for block in blocks:
-        units = kept[block.key]
-        cut_block(model.get_submodule(block.layer), block, range(len(units)), log, original=units)
+    cut_model(model, blocks, {key: range(len(units)) for key, units in kept.items()}, log, original=kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..anatomy import Block, ModelAnatomy
 from ..errors import PruningError
+from .layers import layer_index, removed_indices
 from .plan import PruningPlan
 
 FORMAT_VERSION = 1
 KEY = "pruning"
-FIELDS = {"format", "library", "blocks", "strategy", "cost", "metrics"}
+FIELDS = {"format", "library", "blocks", "layers", "strategy", "cost", "metrics"}
 
 
 def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
@@ -42,7 +43,39 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
         )
     if not isinstance(data["blocks"], Mapping):
         raise PruningError(f"config.{KEY}['blocks'] must be a dictionary, got {type(data['blocks']).__name__}.")
+    _check_layers(data.get("layers", {}))
     return data
+
+
+def _check_layers(layers: Any) -> None:
+    """Lists of layers say how many they were and which of them are left, in ascending order."""
+    if not isinstance(layers, Mapping):
+        raise PruningError(f"config.{KEY}['layers'] must be a dictionary, got {type(layers).__name__}.")
+    for name, entry in layers.items():
+        if not isinstance(entry, Mapping) or set(entry) != {"of", "kept"}:
+            raise PruningError(f"config.{KEY}: the layers {str(name)[:100]} must have 'kept' and 'of'.")
+        of, kept = entry["of"], entry["kept"]
+        valid = _is_size(of) and isinstance(kept, (list, tuple)) and len(kept) > 0 and _are_indices(kept, of)
+        if not valid:
+            raise PruningError(f"config.{KEY}: of {of!r} layers in {str(name)[:100]} it keeps {str(kept)[:100]}.")
+
+
+def check_layer_counts(data: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Compares the layers that metadata says are left with those that the config builds.
+
+    Args:
+        data: from `pruning_of`.
+        counts: how many layers the model has in each list, by the list's name in the metadata.
+
+    Raises:
+        PruningError: they differ.
+    """
+    for name, entry in data.get("layers", {}).items():
+        if name in counts and counts[name] != len(entry["kept"]):
+            raise PruningError(
+                f"config.{KEY}: {len(entry['kept'])} layers are left in {name}, but this config builds {counts[name]}."
+                " The config was edited after pruning; restore it, or prune the model you want anew."
+            )
 
 
 def blocks_described(data: Mapping[str, Any], blocks: Sequence[Block]) -> list[Block]:
@@ -58,7 +91,9 @@ def blocks_described(data: Mapping[str, Any], blocks: Sequence[Block]) -> list[B
     Raises:
         PruningError: a block that the model lacks, or a size that is not a whole number from 0 to the dense size.
     """
-    known = {block.key: block for block in blocks}
+    known: dict[str, list[Block]] = {}
+    for block in blocks:
+        known.setdefault(saved_name(block, block.key), []).append(block)
     found = [key for key in data["blocks"] if key in known]
     parts = {key.partition(".")[0] for key in found}
     for key in data["blocks"]:
@@ -69,13 +104,13 @@ def blocks_described(data: Mapping[str, Any], blocks: Sequence[Block]) -> list[B
                 f" it has {', '.join(list(known)[:4])} …"
             )
     for key in found:
-        _check_entry(known[key], data["blocks"][key])
-    return [known[key] for key in found]
+        _check_entry(known[key][0], data["blocks"][key])
+    return [block for key in found for block in known[key]]
 
 
 def kept_units(data: Mapping[str, Any], block: Block) -> Sequence[int]:
     """The units that stay in a block, counted in the dense model; of filters only the number is known."""
-    entry = data["blocks"][block.key]
+    entry = data["blocks"][saved_name(block, block.key)]
     return list(entry.get("heads") or range(entry["kept"]))
 
 
@@ -95,7 +130,7 @@ def _check_entry(block: Block, entry: Any) -> None:
     if kept < block.minimum:
         raise PruningError(
             f"config.{KEY}: {block.key} keeps {kept} units, but at least {block.minimum} must stay"
-            " (the generation cache reads its length there)."
+            f" ({block.why_minimum})."
         )
     _check_heads(block, entry)
 
@@ -104,14 +139,19 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _are_indices(values: Sequence[Any], of: int) -> bool:
+    """Whether values are places among `of`, in ascending order."""
+    inside = all(_is_size(value) and value < of for value in values)
+    return inside and all(before < after for before, after in pairwise(values))
+
+
 def _check_heads(block: Block, entry: Mapping[str, Any]) -> None:
     """Attention blocks list their kept heads, in ascending order; others have none."""
     heads, kept, of = entry.get("heads"), entry["kept"], entry["of"]
     if block.kind != "attention" or not isinstance(heads, (list, tuple)):
         valid = block.kind != "attention" and heads is None
     else:
-        valid = len(heads) == kept and all(_is_size(head) and head < of for head in heads)
-        valid = valid and all(before < after for before, after in pairwise(heads))
+        valid = len(heads) == kept and _are_indices(heads, of)
     if not valid:
         raise PruningError(f"config.{KEY}: {block.key} keeps {kept} of {of} units, but lists heads {str(heads)[:100]}.")
 
@@ -126,7 +166,8 @@ def write_metadata(
 ) -> None:
     """Puts the `pruning` key into every config that describes some of the blocks.
 
-    Indices of heads (KV groups) are counted in the original dense model, also when the model was pruned before.
+    Heads (KV groups) and layers are counted in the original dense model, also when the model was pruned before. The
+    blocks themselves are named as they are called now: layers after a removed one have moved up.
 
     Args:
         model: the pruned model.
@@ -136,23 +177,73 @@ def write_metadata(
         cost: dense and pruned cost.
         metrics: measured metrics, dense and pruned.
     """
+    removed = removed_indices(anatomy, plan)
     for owner, config in _configs(model, anatomy).items():
-        earlier = pruning_of(config)
-        before = earlier["blocks"] if earlier else {}
+        earlier = pruning_of(config) or {"blocks": {}}
         blocks = [block for block in anatomy.blocks if block.owner == owner]
-        entries = {block.local_key: _entry(block, plan, before.get(block.local_key)) for block in blocks}
-        setattr(
-            config,
-            KEY,
-            {
-                "format": FORMAT_VERSION,
-                "library": "hf_prune",
-                "strategy": dict(strategy),
-                "blocks": entries,
-                "cost": dict(cost),
-                "metrics": dict(metrics),
-            },
-        )
+        entries: dict[str, Any] = {}
+        for block in blocks:
+            if not plan.removes(block):
+                before = earlier["blocks"].get(saved_name(block, block.local_key))
+                entries[_name_now(block, removed)] = _entry(block, plan, before)
+                entries |= _other_view(block, removed, earlier["blocks"])
+        layers = _layer_entries(model, blocks, removed, earlier.get("layers", {}))
+        data = {
+            "format": FORMAT_VERSION,
+            "library": "hf_prune",
+            "strategy": dict(strategy),
+            "blocks": entries,
+            "cost": dict(cost),
+            "metrics": dict(metrics),
+        }
+        setattr(config, KEY, data | ({"layers": layers} if layers else {}))
+
+
+def stack_name(block: Block, key: str) -> str:
+    """The name of the list of layers that a block is in ("encoder.layer"), given the block's own name."""
+    return key.removesuffix(f".{block.name}").rpartition(".")[0]
+
+
+def saved_name(block: Block, key: str) -> str:
+    """What metadata calls a block, given its own name: experts, all of one width, have one entry ("….experts.*")."""
+    return key if block.group is None else f"{key.rpartition('.')[0]}.*"
+
+
+def _name_now(block: Block, removed: Mapping[str, Collection[int]]) -> str:
+    """A block's name after layers before its own have been removed."""
+    index = layer_index(block)
+    place = index - sum(gone < index for gone in removed.get(block.stack, ()))
+    return f"{stack_name(block, block.local_key)}.{place}.{saved_name(block, block.name)}"
+
+
+def _other_view(block: Block, removed: Mapping[str, Collection[int]], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Of experts: what an earlier cut did to their number, where this one is about filters, and the other way round."""
+    if block.group is None and block.unit != "experts":
+        return {}
+
+    def other(name: str) -> str:
+        return f"{name}.*" if block.unit == "experts" else name.removesuffix(".*")
+
+    entry = earlier.get(other(saved_name(block, block.local_key)))
+    return {} if entry is None else {other(_name_now(block, removed)): entry}
+
+
+def _layer_entries(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    removed: Mapping[str, Collection[int]],
+    earlier: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """For each list that has lost layers, now or before: how many they were, and which of them are left."""
+    entries = {}
+    for path, name in {block.stack: stack_name(block, block.local_key) for block in blocks}.items():
+        gone = removed.get(path, ())
+        before = len(list(model.get_submodule(path).children())) + len(gone)
+        known = earlier.get(name, {"of": before, "kept": list(range(before))})
+        kept = [original for place, original in enumerate(known["kept"]) if place not in gone]
+        if len(kept) < known["of"]:
+            entries[name] = {"of": known["of"], "kept": kept}
+    return entries
 
 
 def write_metrics(model: PreTrainedModel, anatomy: ModelAnatomy, metrics: Mapping[str, Any]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..anatomy import ModelAnatomy, UndoLog, cut_block, give_own_tables
+from ..anatomy import ModelAnatomy, UndoLog, cut_model, give_own_tables
+from .layers import LayerRemoval
 from .plan import PruningPlan
 
 
 def shrink_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> UndoLog:
-    """Removes every unit that the plan does not keep.
+    """Removes every unit that the plan does not keep, and every layer that it removes.
 
-    Gradients and optimizer states of the old parameters are not carried over.
+    Gradients and optimizer states of the old parameters are not carried over. Where layers are removed, the ones
+    after them are renumbered: `anatomy` does not describe the model any more.
 
     Args:
         model: the model that `anatomy` describes.
@@ -22,11 +24,13 @@ def shrink_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> 
         A log that rolls the cut back.
     """
     plan.validate(anatomy)
+    removal = LayerRemoval.of(model, anatomy, plan)
+    staying = plan.staying(anatomy)
     log = UndoLog()
     try:
-        give_own_tables(model, anatomy.blocks, plan.changed(anatomy), log)
-        for block in anatomy.blocks:
-            cut_block(model.get_submodule(block.layer), block, plan.units(block), log)
+        give_own_tables(model, staying, plan.changed(anatomy), log)
+        cut_model(model, staying, {block.key: plan.units(block) for block in staying}, log)
+        removal.apply(log)
     except BaseException:
         log.roll_back()
         raise

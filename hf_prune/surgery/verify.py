@@ -15,6 +15,7 @@ from ..errors import PruningError
 from ..gates import UnitGates
 from ..recovery import Repair
 from ..scores import evaluating
+from .layers import layers_passed_over
 from .plan import PruningPlan
 from .shrink import shrink_model
 
@@ -36,7 +37,7 @@ def apply_plan(
         model: the dense model; changed in place, or left as it was if anything fails.
         anatomy: from `describe_model(model)`.
         plan: what stays.
-        repairs: new output projections on the kept units, by block key.
+        repairs: new output projections on the kept units, by block key; those in removed layers go with them.
         batch: a calibration batch on which masked and shrunk outputs are compared; None skips the comparison.
 
     Returns:
@@ -46,14 +47,15 @@ def apply_plan(
         PruningError: the plan does not fit, or the outputs differ; the model is as it was.
     """
     plan.validate(anatomy)
-    repairs = repairs or {}
+    layers = {block.key: model.get_submodule(block.layer) for block in plan.staying(anatomy)}
+    repairs = {key: repair for key, repair in (repairs or {}).items() if key in layers}
     with torch.no_grad(), evaluating(model):
         expected = None if batch is None else _masked_outputs(model, anatomy, plan, repairs, batch)
         log = UndoLog()
         try:
             log = shrink_model(model, anatomy, plan)
             for key, repair in repairs.items():
-                _install(model, anatomy[key], repair, log)
+                _install(layers[key], anatomy[key], repair, log)
             if expected is not None and batch is not None:
                 _compare(expected, outputs(model, batch))
         except BaseException:
@@ -62,9 +64,9 @@ def apply_plan(
     return log
 
 
-def _install(model: nn.Module, block: Block, repair: Repair, log: UndoLog) -> None:
+def _install(layer: nn.Module, block: Block, repair: Repair, log: UndoLog) -> None:
     """Repaired weights replace the old parameters rather than overwriting them, so that a roll-back is possible."""
-    projection = linear_at(model.get_submodule(block.layer), block.output)
+    projection = linear_at(layer, block.output)
     for name, value in (("weight", stored(repair.weight, block.output)), ("bias", repair.bias)):
         if value is not None:
             old = getattr(projection, name)
@@ -74,22 +76,23 @@ def _install(model: nn.Module, block: Block, repair: Repair, log: UndoLog) -> No
 def _masked_outputs(
     model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan, repairs: Mapping[str, Repair], batch: Batch
 ) -> list[torch.Tensor]:
-    """Outputs of the dense model with gates closed on what the plan removes and repaired weights on what it keeps."""
+    """Outputs of the dense model with repaired weights, gates closed on what goes, and removed layers passed over."""
     log = UndoLog()
     masks = [mask.to(model.device) for mask in plan.masks(anatomy.blocks)]
     try:
         for key, repair in repairs.items():
             block = anatomy[key]
-            _install(model, block, _scattered(repair, block, plan, model), log)
-        with UnitGates(model, anatomy.blocks, masks):
+            layer = model.get_submodule(block.layer)
+            _install(layer, block, _scattered(repair, block, plan, layer), log)
+        with UnitGates(model, anatomy.blocks, masks), layers_passed_over(model, anatomy, plan):
             return outputs(model, batch)
     finally:
         log.roll_back()
 
 
-def _scattered(repair: Repair, block: Block, plan: PruningPlan, model: nn.Module) -> Repair:
+def _scattered(repair: Repair, block: Block, plan: PruningPlan, layer: nn.Module) -> Repair:
     """The repaired weight at full width; the removed units keep their old columns, which their gates silence."""
-    weight = weight_of(model.get_submodule(block.layer), block.output).detach().clone()
+    weight = weight_of(layer, block.output).detach().clone()
     weight[:, block.columns_of(plan.units(block)).to(weight.device)] = repair.weight.to(weight)
     return Repair(weight, repair.bias)
 
@@ -98,7 +101,10 @@ def outputs(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """Every floating-point output of a model for one batch, without labels or caches."""
     # Attention maps have a size for every head, so dense and shrunk ones cannot be compared.
     plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-    return list(_tensors(model(**{**without_labels(batch), **plain}).to_tuple()))
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)  # what a model draws while it runs (ViT-MAE's masks) must be the same each time
+        return list(_tensors(model(**{**without_labels(batch), **plain}).to_tuple()))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

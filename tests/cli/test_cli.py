@@ -28,6 +28,20 @@ def test_families_lists_every_supported_model_type(call: Call) -> None:
     assert {"text-classification", "fill-mask"} <= set(bert["tasks"])
     table = call("families").stdout
     assert all(model_type in table for model_type in supported_model_types())
+    assert "Models of other types are tried" in " ".join(table.split())
+
+
+def test_families_tells_decoders_and_names_each_sublayer_once(call: Call) -> None:
+    rows = {row["model_type"]: row for row in json.loads(call("families", "--json").stdout)}
+    assert rows["llama"]["generates"]
+    assert rows["t5"]["generates"]
+    assert not rows["distilbert"]["generates"]
+    assert not rows["vit"]["generates"]
+    assert rows["llama"]["heads"] == ["self_attn"]
+    assert rows["llama"]["filters"] == ["mlp"]
+    for row in rows.values():
+        for name in ("heads", "filters"):
+            assert len(set(row[name])) == len(row[name])
 
 
 def test_an_unknown_option_is_a_usage_error(call: Call) -> None:

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune import PruningError, describe_model
-from hf_prune.anatomy import linear_at
+from hf_prune.anatomy import cut_together, linear_at
 from hf_prune.recovery import Repair
-from hf_prune.surgery import PruningPlan, apply_plan, shrink, shrink_model, verify
+from hf_prune.surgery import PruningPlan, apply_plan, shrink_model, verify
 from tests.conformance.plans import difference, run, varied_plan, zeroed_copy
 from tests.small_models import case
 
@@ -106,7 +106,7 @@ def test_interruption_in_the_middle_of_the_cut(monkeypatch: pytest.MonkeyPatch) 
     model, batch = BERT.model(), BERT.batch()
     before = copy.deepcopy(model.state_dict())
     anatomy = describe_model(model)
-    right, calls = shrink.cut_block, []
+    right, calls = cut_together.cut_block, []
 
     def interrupted(*arguments: object) -> None:
         calls.append(arguments)
@@ -114,7 +114,7 @@ def test_interruption_in_the_middle_of_the_cut(monkeypatch: pytest.MonkeyPatch) 
             raise KeyboardInterrupt
         right(*arguments)
 
-    monkeypatch.setattr(shrink, "cut_block", interrupted)
+    monkeypatch.setattr(cut_together, "cut_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
         apply_plan(model, anatomy, varied_plan(anatomy), batch=batch)
     assert_untouched(model, before)

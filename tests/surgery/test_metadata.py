@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from hf_prune import FisherPruningConfig, PruningError, UnsupportedModelError, describe_model
+from hf_prune import FisherPruningConfig, PruningError, describe_model
 from hf_prune.surgery import PruningPlan, loading, pruning_of, shrink_model, write_metadata
 from tests.conformance.plans import prune
 from tests.small_models import case
@@ -66,7 +66,6 @@ BAD = {
     "foreign entry in a block": ((*BLOCK, "code"), "import os", r"must have 'kept' and 'of'"),
     "block of another type": (BLOCK, [2, 4], r"must have 'kept' and 'of'"),
     "block that is not there": (("blocks", "encoder.layer.9.attention"), {"kept": 1, "of": 4}, "names the block"),
-    "block outside the layers": (("blocks", "../classifier"), {"kept": 1, "of": 4}, "names the block"),
     "heads out of range": ((*BLOCK, "heads"), [1, 4], r"keeps 2 of 4 units, but lists heads \[1, 4\]"),
     "negative heads": ((*BLOCK, "heads"), [-1, 2], r"keeps 2 of 4 units, but lists heads"),
     "as many heads as not kept": ((*BLOCK, "heads"), [1], r"keeps 2 of 4 units, but lists heads \[1\]"),
@@ -88,7 +87,7 @@ def test_bad_metadata_is_refused_before_anything_is_cut(
     name: str, metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, value, message = BAD[name]
-    monkeypatch.setattr(loading, "cut_block", lambda *arguments: pytest.fail("cut before it was checked"))
+    monkeypatch.setattr(loading, "cut_model", lambda *arguments, **named: pytest.fail("cut before it was checked"))
     with pytest.raises(PruningError, match=message):
         build(changed(metadata, path, value))
 
@@ -143,12 +142,23 @@ def test_metadata_of_another_library_is_left_alone() -> None:
     assert model.config.pruning == {"library": "other", "anything": [1, 2]}
 
 
-def test_family_of_the_future() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_blocks_of_parts_that_are_not_built_are_left_out(metadata: dict[str, Any]) -> None:
+    expected = [block.units for block in describe_model(build(metadata)).blocks]
+    for name in ("../classifier", "decoder.layer.0.attention"):
+        model = build(changed(metadata, ("blocks", name), {"kept": 1, "of": 4}))
+        assert [block.units for block in describe_model(model).blocks] == expected
+        assert model.classifier.weight.shape == (3, 32)
 
-    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, pruning={"format": 1, "blocks": {}})
-    with pytest.raises(UnsupportedModelError, match=r"pruned 'gpt2' model.*newer hf_prune"):
-        GPT2LMHeadModel(config)
+
+def test_family_of_the_future(checkpoint: Path, tmp_path: Path) -> None:
+    """Blocks that this version cannot find are not cut, so the checkpoint's weights do not fit."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    blocks = config["pruning"]["blocks"]
+    config["pruning"]["blocks"] = {f"mixers.{name}": entry for name, entry in blocks.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_heads_are_counted_in_the_original_model() -> None:

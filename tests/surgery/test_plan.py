@@ -34,6 +34,38 @@ def test_plan_survives_json(anatomy: ModelAnatomy) -> None:
     assert PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
+def test_removed_layers_keep_nothing_and_survive_json(anatomy: ModelAnatomy) -> None:
+    plan = PruningPlan({FILTER: (1, 2), ATTENTION: (0,)}, ("encoder.layer.1",))
+    plan.validate(anatomy)
+    assert PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert PruningPlan.from_dict({"kept": {}}) == PruningPlan({})
+    gone = {"encoder.layer.1.attention", FILTER}
+    assert {block.key for block in anatomy.blocks if plan.removes(block)} == gone
+    assert [block.key for block in plan.staying(anatomy)] == [b.key for b in anatomy.blocks if b.key not in gone]
+    assert plan.changed(anatomy) == gone | {ATTENTION}
+    assert plan.units(anatomy[FILTER]) == ()
+    assert not plan.masks([anatomy[FILTER]])[0].any()
+
+
+def test_a_removed_layer_needs_no_unit_that_the_cache_reads(anatomy: ModelAnatomy) -> None:
+    assert anatomy[ATTENTION].minimum == 1
+    PruningPlan({ATTENTION: ()}, ("encoder.layer.0",)).validate(anatomy)
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (("encoder.layer.3",), r"names the layer 'encoder\.layer\.3', which the model lacks; the layers are encoder"),
+        ((ATTENTION,), r"names the layer 'encoder\.layer\.0\.attention', which the model lacks"),
+        (("encoder.layer.1", "encoder.layer.1"), "names a layer twice"),
+        (("encoder.layer.0", "encoder.layer.1", "encoder.layer.2"), "every layer of bert.encoder.layer"),
+    ],
+)
+def test_layers_that_cannot_be_removed(anatomy: ModelAnatomy, removed: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PruningError, match=message):
+        PruningPlan({}, removed).validate(anatomy)
+
+
 def test_blocks_that_are_not_named_keep_everything(anatomy: ModelAnatomy) -> None:
     plan = PruningPlan({ATTENTION: (1,)})
     plan.validate(anatomy)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ...anatomy import ModelAnatomy
-from ...budget import select_units
+from ...budget import data_lengths, select_units
 from ...calibration import CalibrationData
 from ...recovery import MaskTuner, Repair, Solver, reconstruct, refit_weights
 from ...recovery.rearrange import rearrange_with_gram
@@ -30,12 +30,12 @@ def prune_by_fisher(
     """Decides which heads and filters go, and repairs what stays (Kwon et al. 2022, Figure 2)."""
     rows: dict[str, GradientRows] = {}
     with clock("gradients"):
-        sequence_length = config.sequence_length or data.sequence_length()
+        lengths = data_lengths(model, anatomy, data, config.sequence_length)
         if config.importance != "magnitude" or config.rearranges:
             rows = data.agree(lambda: collect_gradients(model, anatomy, data, keep_rows=config.rearranges))
         scores = unit_scores(model, anatomy, config, rows, data)
     with clock("search"):
-        selection = select_units(model, anatomy, scores, config, data, sequence_length)
+        selection = select_units(model, anatomy, scores, config, data, lengths)
     masks = selection.masks
     if config.rearranges:
         with clock("rearrangement"):
@@ -45,7 +45,7 @@ def prune_by_fisher(
     notes = list(selection.notes)
     with clock("repair"):
         repairs = repair_blocks(model, anatomy, config, data, plan, notes)
-    return Cut(plan, sequence_length, repairs, tuple(notes))
+    return Cut(plan, lengths, repairs, tuple(notes))
 
 
 def collect_gradients(

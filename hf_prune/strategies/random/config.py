@@ -1,0 +1,28 @@
+"""Settings of pruning at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...config import StructuredPruningConfig
+from ...errors import PruningError
+
+
+@dataclass
+class RandomPruningConfig(StructuredPruningConfig):
+    """Removes heads and filters at random until the budget is met, and repairs nothing.
+
+    A baseline, and a way to try a budget's sizes and speed before any data is at hand: without calibration data,
+    costs are counted for `sequence_length` tokens (by default 128, or as many as the model has positions for).
+    """
+
+    strategy: ClassVar[str] = "random"
+    needs_data: ClassVar[bool] = False
+
+    seed: int = field(default=0, metadata={"help": "Of the random scores: the same seed removes the same units."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise PruningError(f"seed={self.seed!r} must be a whole number of at least 0.")
