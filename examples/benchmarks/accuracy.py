@@ -70,13 +70,13 @@ class TaskRun:
         finally:
             log.roll_back()
         labels = self._evaluation.with_format("torch")["labels"][:]
-        kept = sum(cut.plan.count(block) * flops_per_unit(block, cut.sequence_length) for block in anatomy.blocks)
+        kept = sum(cut.plan.count(block) * flops_per_unit(block, cut.lengths) for block in anatomy.blocks)
         return {
             "rows": len(labels),
             "dense_correct": int((self._dense == labels).sum()),
             "correct": int((found == labels).sum()),
             "agreed": int((found == self._dense).sum()),
-            "flops_kept": kept / total_flops(anatomy, cut.sequence_length),
+            "flops_kept": kept / total_flops(anatomy, cut.lengths),
             "sequence_length": cut.sequence_length,
             "heads": [cut.plan.count(block) for block in anatomy.attentions],
             "filters": [cut.plan.count(block) for block in anatomy.feed_forwards],

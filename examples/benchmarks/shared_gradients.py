@@ -53,7 +53,7 @@ class SharedGradients:
             config: budget in FLOPs, importance, rearrangement and repair.
             searched: False keeps the same fraction of the heads and of the filters instead of searching.
         """
-        sequence_length = config.sequence_length or self.data.sequence_length()
+        sequence_length = config.sequence_length or self.data.sequence_length() or 1
         masks, notes = self._masks(config, searched, sequence_length)
         plan = PruningPlan.from_masks(self.anatomy.blocks, [masks[block.key] for block in self.anatomy.blocks])
         repairs = repair_blocks(self.model, self.anatomy, config, self.data, plan, notes)

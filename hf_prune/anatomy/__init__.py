@@ -2,9 +2,10 @@
 
 from .blocks import Block, ModelAnatomy, Part, Projection, linear_at, stored, weight_of
 from .cut import cut_block
+from .cut_together import cut_layer, cut_model, groups_of
 from .describe import describe_model, read_blocks
 from .families import FAMILIES, supported_model_types
-from .layouts import AttentionLayout, Family, FeedForwardLayout, Tap
+from .layouts import AttentionLayout, ExpertsLayout, Family, FeedForwardLayout, Tap
 from .position_tables import give_own_tables
 from .undo import UndoLog
 
@@ -12,6 +13,7 @@ __all__ = [
     "FAMILIES",
     "AttentionLayout",
     "Block",
+    "ExpertsLayout",
     "Family",
     "FeedForwardLayout",
     "ModelAnatomy",
@@ -20,8 +22,11 @@ __all__ = [
     "Tap",
     "UndoLog",
     "cut_block",
+    "cut_layer",
+    "cut_model",
     "describe_model",
     "give_own_tables",
+    "groups_of",
     "linear_at",
     "read_blocks",
     "stored",

@@ -59,7 +59,7 @@ class HeadSizes:
         sizes = cls(heads, kv, head_dim, value_dim, heads // kv if heads and kv else group or 1, shared and kv == 1)
         agree = columns == heads * value_dim and (not kv or heads % kv == 0) and (not heads or bool(kv))
         agree = agree and all(count == sizes.rows(makes) for makes, count in rows.items())
-        return sizes if agree and declared in (None, heads) or not heads and agree else None
+        return sizes if (agree and declared in (None, heads)) or (not heads and agree) else None
 
     @property
     def kv_width(self) -> int:

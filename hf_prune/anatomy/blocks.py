@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .layouts import AttentionLayout, FeedForwardLayout, Tap
+from .layouts import Layout, Tap
 
 Kind = Literal["attention", "feed_forward"]
 # NumPy rather than PyTorch: models are often built in a context that would put tensors on the meta device.
@@ -38,13 +38,15 @@ class Projection:
     """One linear map that belongs to a block.
 
     Attributes:
-        path: path inside the layer.
+        path: path inside the layer: of a module, or of a parameter where `expert` is given.
         axis: 0 where units are rows of the weight (they are produced here), 1 where they are columns (read here).
         parts: where the units' rows or columns are; a fused projection has several parts. What lies outside of all
             parts belongs to no unit (the shared key and value of multi-query attention) and is never cut.
         other: size of the axis that is not cut.
         bias: whether there is a bias.
         transposed: whether the weight is stored with columns first (transformers' `Conv1D`).
+        expert: which expert's slice of a parameter with an axis of experts this is; "all" for the rows of all of them,
+            one expert after the other.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Projection:
     other: int
     bias: bool
     transposed: bool = False
+    expert: int | Literal["all"] | None = None
 
     @property
     def width(self) -> int:
@@ -94,7 +97,8 @@ class Block:
         stack: path of the list of layers that its layer is in, from the root.
         layer: path of its layer, from the root.
         units: units it has now.
-        unit: what a unit is: "heads", "KV groups", "filters", or "sublayer" where units cannot be told apart.
+        unit: what a unit is: "heads", "KV groups", "filters", "experts", or "sublayer" where units cannot be told
+            apart.
         head_dim: size of one head (0 for a feed-forward block).
         heads_per_unit: query heads that go with one unit (0 in a feed-forward block).
         inputs, output: its projections.
@@ -102,8 +106,12 @@ class Block:
         counts: attributes of the layout's core that follow the cut → their value per unit.
         config_counts: entries of the config that the core reads while it runs → their value per unit.
         tables: parameters with an axis of heads, path inside the layer → axis; one row per head of a unit.
+        lists: lists of modules with one for each head, as paths inside the layer.
         minimum: units that must stay.
         runs: how often the layer runs in one forward pass (more than once where layers share their weights).
+        group: name of the blocks that must keep equal counts, because their weights share one parameter (the experts
+            of a layer); None for a block of its own.
+        share: the fraction of the tokens that reach the block, on average (experts of `k` chosen per token).
     """
 
     kind: Kind
@@ -113,17 +121,32 @@ class Block:
     stack: str
     layer: str
     units: int
-    unit: Literal["heads", "KV groups", "filters", "sublayer"]
+    unit: Literal["heads", "KV groups", "filters", "experts", "sublayer"]
     head_dim: int
     heads_per_unit: int
     inputs: tuple[Projection, ...]
     output: Projection
-    layout: AttentionLayout | FeedForwardLayout
+    layout: Layout
     counts: Mapping[str, int] = field(default_factory=dict)
     config_counts: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, int] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
     minimum: int = 0
     runs: int = 1
+    group: str | None = None
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The block's name inside its layer."""
+        return self.layout.name if self.group is None else f"{self.layout.name}.{self.output.expert}"
+
+    @property
+    def why_minimum(self) -> str:
+        """Why `minimum` units must stay."""
+        if self.unit == "experts":
+            return "each token is sent to that many experts"
+        return "its layer does not work without, or the generation cache reads its length there"
 
     @property
     def residual(self) -> Tap | None:
@@ -160,12 +183,16 @@ class Block:
         softmax, norms and activations are not counted.
         """
         projected = sequence_length * sum(projection.weights_per_unit for projection in self.projections)
-        return self.runs * (projected + 2 * sequence_length**2 * self.head_dim * self.heads_per_unit)
+        return self._often(projected + 2 * sequence_length**2 * self.head_dim * self.heads_per_unit)
 
     def macs_per_token(self, context: int) -> int:
         """Multiply-accumulates of one unit for one generated token that attends to `context` cached positions."""
         projected = sum(projection.weights_per_unit for projection in self.projections)
-        return self.runs * (projected + 2 * context * self.head_dim * self.heads_per_unit)
+        return self._often(projected + 2 * context * self.head_dim * self.heads_per_unit)
+
+    def _often(self, operations: int) -> int:
+        """Operations of one forward pass, from those of one token that gets here or of one run of the layer."""
+        return self.runs * (operations if self.share == 1 else round(operations * self.share))
 
 
 def kept_indices(owner: Indices, units: Sequence[int]) -> Indices:
@@ -180,12 +207,16 @@ class ModelAnatomy:
     Attributes:
         model_type: `config.model_type` of the root.
         layers: paths of the layers, from the root, in the order in which they run.
-        blocks: the prunable sublayers, in the order in which they run.
+        blocks: the prunable sublayers, in the order in which they run. Of a mixture of experts every expert is one,
+            with filters as units.
+        experts: the same experts seen as the units of one block per layer; to remove whole experts, let
+            `with_whole_experts` put these in place of the others.
     """
 
     model_type: str
     layers: tuple[str, ...]
     blocks: tuple[Block, ...]
+    experts: tuple[Block, ...] = ()
 
     @property
     def attentions(self) -> tuple[Block, ...]:
@@ -203,6 +234,17 @@ class ModelAnatomy:
                 return block
         raise KeyError(f"no block named {key!r}; the blocks are {', '.join(block.key for block in self.blocks)}")
 
+    def with_whole_experts(self, keys: Collection[str]) -> ModelAnatomy:
+        """The same model with whole experts as units in the named layers' mixtures, in place of their filters.
+
+        Args:
+            keys: keys of blocks in `experts`, which are the names of the groups that they replace.
+        """
+        whole = {block.key: block for block in self.experts if block.key in keys}
+        # A dictionary keeps each block at its first place: that of the first expert of its group.
+        blocks = {id(item): item for item in (whole.get(block.group or "", block) for block in self.blocks)}
+        return replace(self, blocks=tuple(blocks.values()))
+
     def blocks_of_layer(self, layer: str) -> tuple[Block, ...]:
         """The blocks of one layer, in the order in which they run."""
         return tuple(block for block in self.blocks if block.layer == layer)
@@ -210,16 +252,25 @@ class ModelAnatomy:
     def __str__(self) -> str:
         rows = [f"{self.model_type}: {len(self.layers)} layers, {len(self.blocks)} prunable blocks"]
         for block in self.blocks:
+            if block.group is not None and block.output.expert:
+                continue  # described with the first of its group
             size = f" of {block.head_dim}" if block.head_dim else ""
             rows.append(
-                f"  {block.key}: {block.units} {block.unit}{size}, {block.parameters_per_unit:,} parameters"
+                f"  {self._title(block)}: {block.units} {block.unit}{size}, {block.parameters_per_unit:,} parameters"
                 f" and {2 * block.macs_per_unit(1):,} FLOPs a token each"
             )
         return "\n".join(rows)
 
+    def _title(self, block: Block) -> str:
+        members = sum(other.group == block.group for other in self.blocks) if block.group is not None else 1
+        return block.key if members == 1 else f"{block.key} … {members - 1}"
+
 
 def linear_at(layer: nn.Module, projection: Projection) -> Any:
-    """The projection's module inside `layer` (the layer itself or a copy of it): a `Linear` or a `Conv1D`."""
+    """The projection's module inside `layer` (the layer itself or a copy of it): a `Linear` or a `Conv1D`.
+
+    Experts have none; their weights are parts of larger parameters, see `weight_of`.
+    """
     module = layer.get_submodule(projection.path)
     assert isinstance(module, (nn.Linear, Conv1D))  # checked when the anatomy was read
     return module
@@ -227,7 +278,13 @@ def linear_at(layer: nn.Module, projection: Projection) -> Any:
 
 def weight_of(layer: nn.Module, projection: Projection) -> torch.Tensor:
     """The projection's weight `[rows, columns]`, whichever way it is stored; a view of the parameter."""
-    weight: torch.Tensor = linear_at(layer, projection).weight
+    weight: torch.Tensor
+    if projection.expert is None:
+        weight = linear_at(layer, projection).weight
+    elif projection.expert == "all":
+        weight = layer.get_parameter(projection.path).flatten(0, -2)
+    else:
+        weight = layer.get_parameter(projection.path)[projection.expert]
     return weight.T if projection.transposed else weight
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .blocks import Block, Indices, Part, Projection, kept_indices, linear_at, owners, weight_of
-from .cut_forward import ConfigView, bypass, forward_on_kept_heads
+from .cut_forward import ConfigView, bypass, forward_on_kept_heads, forward_without_columns
 from .layouts import AttentionLayout
 from .position_tables import has_own_bias
 from .undo import UndoLog
@@ -37,9 +37,13 @@ def cut_block(
         _keep_units(layer, projection, block.units, units, log)
     for path, axis in block.tables.items():
         _keep_slices(layer, path, axis, block.units, units, log)
+    for path in block.lists:
+        _keep_members(layer, path, block.units, units, log)
     core = layer.get_submodule(block.layout.core if isinstance(block.layout, AttentionLayout) else _parent(block))
     for name, per_unit in block.counts.items():
-        log.set(core, name, per_unit * len(units))
+        # Modelling code divides by sizes (when it draws weights, for instance); those of an empty block stay.
+        if units:
+            log.set(core, name, per_unit * len(units))
     if isinstance(block.layout, AttentionLayout):
         _follow_in_core(core, block, block.layout, units, original or units, log)
 
@@ -58,6 +62,8 @@ def _keep_units(layer: nn.Module, projection: Projection, before: int, units: Se
     log.set(module, "weight", nn.Parameter(weight, requires_grad=module.weight.requires_grad))
     size_in, size_out = ("nx", "nf") if projection.transposed else ("in_features", "out_features")
     log.set(module, size_in if projection.axis == 1 else size_out, len(kept))
+    if projection.transposed and not kept.numel() and projection.axis == 1:
+        forward_without_columns(module, log)
     if projection.axis == 0 and module.bias is not None:
         bias = module.bias.detach().index_select(0, kept)
         log.set(module, "bias", nn.Parameter(bias, requires_grad=module.bias.requires_grad))
@@ -81,6 +87,14 @@ def _keep_slices(layer: nn.Module, path: str, axis: int, before: int, units: Seq
         log.set(module, "embedding_dim", kept.shape[1])
 
 
+def _keep_members(layer: nn.Module, path: str, before: int, units: Sequence[int], log: UndoLog) -> None:
+    """A list of modules, one for each head."""
+    parent, _, name = path.rpartition(".")
+    members = list(layer.get_submodule(path).children())
+    index = kept_indices(owners([Part(0, len(members) // before)], before, len(members)), units)
+    log.set(layer.get_submodule(parent), name, nn.ModuleList(members[place] for place in index))
+
+
 def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(values).to(like.device)
 
@@ -92,8 +106,7 @@ def _follow_in_core(
         sizes = {name: per_unit * len(units) for name, per_unit in block.config_counts.items()}
         log.set(core, "config", ConfigView(core.config, sizes))
     if not units:
-        log.set(core, "output_inside", _output_inside(layout))
-        log.set(core, "forward", bypass(core, layout))
+        bypass(core, layout, log)
     elif layout.arguments and not has_own_bias(core):
         dense = getattr(core, "heads_before_pruning", block.units * block.heads_per_unit)
         before = getattr(core, "kept_heads", None) or list(range(dense))
@@ -101,10 +114,4 @@ def _follow_in_core(
         kept = [unit * width + head for unit in original for head in range(width)]
         log.set(core, "heads_before_pruning", dense)
         log.set(core, "kept_heads", [before[head] for head in kept])
-        log.set(core, "forward", forward_on_kept_heads(core, layout))
-
-
-def _output_inside(layout: AttentionLayout) -> str | None:
-    """The output projection's path inside the core, or None if it is outside."""
-    inside = layout.output.removeprefix(f"{layout.core}.")
-    return inside if inside != layout.output else None
+        forward_on_kept_heads(core, layout, log)

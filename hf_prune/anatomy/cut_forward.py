@@ -1,14 +1,14 @@
 """What a cut attention module runs where the modelling code cannot follow a cut by itself.
 
-Three things: a module with no head left is bypassed, arguments with an axis of heads are sliced before the module's
-own `forward` sees them, and sizes that it reads from the config while it runs are its own. All of them are attributes
-of the one module, so copying, saving and undoing a cut need no extra care.
+Four things: a module with no head left is bypassed, arguments with an axis of heads are sliced before the module's own
+`forward` sees them, sizes that it reads from the config while it runs are its own, and a `Conv1D` with nothing to read
+gives its bias. All of them are attributes of the one module, so copying, saving and undoing a cut need no extra care.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .layouts import AttentionLayout
+from .undo import UndoLog
 
 
 class ConfigView:
@@ -34,19 +35,32 @@ class ConfigView:
         setattr(self._config, name, value)
 
 
-def bypass(core: nn.Module, layout: AttentionLayout) -> Callable[..., Any]:
-    """A `forward` for a module without heads, which returns as many values as its own would."""
-    core.__dict__["values_returned"] = layout.returns
-    return MethodType(_forward_without_heads, core)
+def bypass(core: nn.Module, layout: AttentionLayout, log: UndoLog) -> None:
+    """Gives a module without heads a `forward` that returns as many values as its own would."""
+    log.set(core, "output_inside", _inside(layout, layout.output))
+    # Where the sum with the residual stream and the norm after it are in the core as well, they stay.
+    log.set(core, "norm_inside", _inside(layout, layout.residual.module if layout.residual else ""))
+    log.set(core, "values_returned", layout.returns)
+    log.set(core, "forward", MethodType(_forward_without_heads, core))
 
 
-def forward_on_kept_heads(core: nn.Module, layout: AttentionLayout) -> Callable[..., Any]:
-    """The module's own `forward` after slicing the arguments that `layout` names."""
+def forward_on_kept_heads(core: nn.Module, layout: AttentionLayout, log: UndoLog) -> None:
+    """Makes the module's own `forward` slice the arguments that `layout` names."""
     names = list(inspect.signature(type(core).forward).parameters)[1:]
-    core.__dict__["head_arguments"] = [
-        (name, names.index(name) if name in names else None, axis) for name, axis in layout.arguments.items()
-    ]
-    return MethodType(_forward_on_kept_heads, core)
+    positions = [(name, names.index(name) if name in names else None, axis) for name, axis in layout.arguments.items()]
+    log.set(core, "head_arguments", positions)
+    log.set(core, "forward", MethodType(_forward_on_kept_heads, core))
+
+
+def forward_without_columns(projection: nn.Module, log: UndoLog) -> None:
+    """Makes a `Conv1D` that has no columns left return its bias (its own `forward` cannot tell the rows apart)."""
+    log.set(projection, "forward", MethodType(_forward_without_columns, projection))
+
+
+def _inside(layout: AttentionLayout, path: str) -> str | None:
+    """A path in the layer as seen from the core, or None if it leads elsewhere."""
+    inside = path.removeprefix(f"{layout.core}.")
+    return inside if path and inside != path else None
 
 
 def _forward_without_heads(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -54,9 +68,16 @@ def _forward_without_heads(self: Any, hidden_states: torch.Tensor, *args: Any, *
     context = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
     if self.output_inside is not None:
         context = self.get_submodule(self.output_inside)(context)
+    if self.norm_inside is not None:
+        context = self.get_submodule(self.norm_inside)(hidden_states + context)
     if self.values_returned == 0:
         return context
     return context, *[None] * (self.values_returned - 2), _empty_probabilities(self, hidden_states)
+
+
+def _forward_without_columns(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+    bias: torch.Tensor = self.bias
+    return bias.expand(*inputs.shape[:-1], -1)
 
 
 def _empty_probabilities(core: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -82,6 +103,8 @@ def _kept_heads(core: Any, value: Any, axis: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     index = torch.tensor(core.kept_heads, device=value.device)
+    if axis == "rows" and value.dim() == 4:  # batch and heads apart
+        axis = 1
     if axis == "rows":
         rows = value.reshape(-1, core.heads_before_pruning, *value.shape[1:])
         return rows.index_select(1, index).flatten(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .blocks import Block, ModelAnatomy
+from .experts import has_experts, read_filters, read_whole
 from .families import family_of, known_sublayers, supported_model_types
-from .layouts import AttentionLayout, Layout
+from .layouts import AttentionLayout, ExpertsLayout, Layout
+from .parallel_plan import planned_sublayers
 from .reading import fits, read_block
 
 
@@ -39,22 +41,26 @@ def describe_model(model: PreTrainedModel) -> ModelAnatomy:
             f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model itself; unwrap a PeftModel"
             " with merge_and_unload() and a parallel wrapper with accelerator.unwrap_model()."
         )
-    blocks = read_blocks(model)
-    if not blocks:
+    found = read_blocks(model)
+    if not found:
         raise UnsupportedModelError(_refusal(model))
-    anatomy = ModelAnatomy(
-        model.config.model_type, tuple(dict.fromkeys(block.layer for block in blocks)), tuple(blocks)
-    )
+    blocks = tuple(block for block in found if block.unit != "experts")
+    experts = tuple(block for block in found if block.unit == "experts")
+    layers = tuple(dict.fromkeys(block.layer for block in blocks))
+    anatomy = ModelAnatomy(model.config.model_type, layers, blocks, experts)
     unknown = unknown_model_types(model)
     if unknown:
         from .proof import prove
 
-        prove(model, anatomy, unknown)
+        anatomy = prove(model, anatomy, unknown)
     return anatomy
 
 
 def read_blocks(model: PreTrainedModel) -> list[Block]:
-    """The blocks of every list of layers in a model, without proof; none if nothing is known there."""
+    """The blocks of every list of layers in a model, without proof; none if nothing is known there.
+
+    Experts are among them twice: the filters of each, and the experts of a layer as the units of one block.
+    """
     return [block for stack in _stacks(model) for block in _stack_blocks(model, stack)]
 
 
@@ -87,22 +93,31 @@ def _stacks(model: PreTrainedModel) -> Iterator[_Stack]:
             holders[path] = module
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in taken):
             continue
-        holder = holders[max((prefix for prefix in holders if _is_inside(path, prefix)), key=len)]
-        layers = tuple(_layers(module, path, holder))
+        prefix = max((prefix for prefix in holders if _is_inside(path, prefix)), key=len)
+        holder = holders[prefix]
+        layers = tuple(_layers(module, path, _candidates(holder, _inside(path, prefix))))
         if layers:
             taken.append(path)
             yield _Stack(path, holder, layers)
 
 
-def _layers(
-    modules: nn.ModuleList, path: str, holder: PreTrainedModel
-) -> Iterator[tuple[str, nn.Module, tuple[Layout, ...]]]:
+def _candidates(holder: PreTrainedModel, layers: str) -> tuple[Layout, ...]:
+    """The layouts that a list of layers may have: the family's, or whatever is known or planned for its names."""
     family = family_of(getattr(holder.config, "model_type", None))
-    candidates = family.sublayers if family is not None else known_sublayers()
+    return family.sublayers if family is not None else (*known_sublayers(), *planned_sublayers(holder.config, layers))
+
+
+def _layers(
+    modules: nn.ModuleList, path: str, candidates: Sequence[Layout]
+) -> Iterator[tuple[str, nn.Module, tuple[Layout, ...]]]:
     for name, layer in modules.named_children():
-        found = tuple(layout for layout in candidates if fits(layer, layout))
+        found = tuple(layout for layout in candidates if _is_found(layer, layout))
         if found:
             yield f"{path}.{name}", layer, _without_repeats(found)
+
+
+def _is_found(layer: nn.Module, layout: Layout) -> bool:
+    return has_experts(layer, layout) if isinstance(layout, ExpertsLayout) else fits(layer, layout)
 
 
 def _without_repeats(layouts: tuple[Layout, ...]) -> tuple[Layout, ...]:
@@ -127,7 +142,7 @@ def _stack_blocks(model: PreTrainedModel, stack: _Stack) -> Iterator[Block]:
             name = f"{path}.{layout.name}"
             key = name.removeprefix(f"{model.base_model_prefix}.")
             try:
-                fields = read_block(layer, layout, stack.holder.config, key)
+                found = dict(_read(layer, layout, stack.holder.config, key))
             except UnsupportedModelError:
                 if stack.declared:
                     raise
@@ -140,29 +155,54 @@ def _stack_blocks(model: PreTrainedModel, stack: _Stack) -> Iterator[Block]:
                 needed = layout.cached and _decodes(stack.holder, layer.get_submodule(layout.core))
                 minimum = int((needed and layer_type not in first_of_type) or layout.returns is None)
                 first_of_type.add(layer_type)
-            yield Block(
-                key=key,
-                owner=owner_path,
-                local_key=_inside(name, owner_path).removeprefix(f"{owner.base_model_prefix}."),
-                stack=stack.path,
-                layer=path,
-                layout=layout,
-                minimum=min(minimum, fields["units"]),
-                runs=_runs(stack.holder.config),
-                **fields,
-            )
+            local_key = _inside(name, owner_path).removeprefix(f"{owner.base_model_prefix}.")
+            for suffix, fields in found.items():
+                needed_units = fields.pop("minimum", minimum)
+                yield Block(
+                    key=f"{key}{suffix}",
+                    owner=owner_path,
+                    local_key=f"{local_key}{suffix}",
+                    stack=stack.path,
+                    layer=path,
+                    layout=layout,
+                    minimum=min(needed_units, fields["units"]),
+                    runs=_runs(stack.holder.config),
+                    **fields,
+                )
+
+
+def _read(layer: nn.Module, layout: Layout, config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The fields of the blocks of one sublayer, with what is added to its key for each."""
+    if not isinstance(layout, ExpertsLayout):
+        yield "", read_block(layer, layout, config, key)
+        return
+    for expert, fields in enumerate(read_filters(layer, layout, config, key)):
+        yield f".{expert}", fields
+    whole = read_whole(layer, layout, config, key)
+    if whole is not None:
+        yield "", whole
 
 
 def _owner(model: PreTrainedModel, stack: _Stack) -> tuple[PreTrainedModel, str]:
     """The outermost model with the same config as the one that holds the layers, if that config is saved.
 
-    T5 gives its stacks copies of the config, which are not: their owner is the model with the original.
+    T5 gives its stacks copies of the config, which are not: their owner is the model with the original. Towers beside
+    each other that have one config (Video-LLaVA) would be told apart by nothing in it: their owner is the model around.
     """
-    chain = [(path, module) for path, module in _ancestors(model, stack.path)]
+    chain = list(_ancestors(model, stack.path))
     saved = {id(config) for config in _configs(model.config)}
-    nearest = next(module for _, module in reversed(chain) if id(module.config) in saved)
-    path, owner = next((path, module) for path, module in chain if module.config is nearest.config)
-    return owner, path
+    for _, nearest in reversed(chain):
+        path, owner = next((path, module) for path, module in chain if module.config is nearest.config)
+        if id(owner.config) in saved and not _has_twin(model, owner):
+            return owner, path
+    return model, ""
+
+
+def _has_twin(model: PreTrainedModel, owner: PreTrainedModel) -> bool:
+    """Whether a model outside of `owner` has the same config."""
+    inside = set(owner.modules())
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return any(module.config is owner.config and module not in inside for module in models)
 
 
 def _ancestors(model: PreTrainedModel, path: str) -> Iterator[tuple[str, PreTrainedModel]]:
@@ -197,7 +237,9 @@ def _decodes(holder: PreTrainedModel, core: nn.Module) -> bool:
     """Whether a model generates token by token and keeps what it has seen in a cache."""
     if getattr(core, "is_causal", False) or getattr(holder.config, "is_decoder", False):
         return True
-    return not hasattr(holder.config, "is_decoder") and "past_key_values" in inspect.signature(holder.forward).parameters
+    return (
+        not hasattr(holder.config, "is_decoder") and "past_key_values" in inspect.signature(holder.forward).parameters
+    )
 
 
 def _runs(config: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import sublayers as s
-from .layouts import Family, Layout
+from .layouts import AttentionLayout, Family, Layout
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -13,6 +13,9 @@ FAMILIES: tuple[Family, ...] = (
         ),
         (s.BERT, s.BERT_CROSS, s.BERT_FFN),
     ),
+    Family(("mobilebert",), (s.BERT, *s.MOBILEBERT_FFNS, s.BERT_FFN)),
+    # Half of ConvBERT's heads are convolutions over all of them: only its filters can be cut.
+    Family(("convbert",), (s.BERT_FFN,)),
     Family(("xlm-roberta-xl",), (s.BERT_PRE_NORM, s.BERT_CROSS_PRE_NORM, s.BERT_FFN_PRE_NORM)),
     Family(("distilbert",), (s.DISTILBERT, s.DISTILBERT_FFN)),
     Family(("mpnet",), (s.MPNET, s.BERT_FFN)),
@@ -27,6 +30,16 @@ FAMILIES: tuple[Family, ...] = (
         ),
         (s.LLAMA, s.GATED_MLP),
     ),
+    Family(
+        ("mixtral", "qwen3_moe", "olmoe", "qwen2_moe"),
+        (s.LLAMA, s.GATED_MLP, s.SHARED_EXPERT, s.EXPERTS),
+    ),
+    Family(
+        ("dots1", "ernie4_5_moe", "glm4_moe"),
+        (s.LLAMA, s.GATED_MLP, s.SHARED_EXPERTS, s.EXPERTS),
+    ),
+    Family(("gpt_oss",), (s.GPT_OSS, s.ROUTED_EXPERTS)),
+    Family(("granitemoe",), (s.LLAMA, s.SPARSE_EXPERTS)),
     Family(("nemotron",), (s.LLAMA, s.UP_DOWN_MLP)),
     Family(("starcoder2",), (s.LLAMA, s.GPT2_MLP)),
     Family(("glm",), (s.LLAMA, s.FUSED_GATED_MLP)),
@@ -49,16 +62,14 @@ FAMILIES: tuple[Family, ...] = (
     Family(("falcon",), (s.FALCON, s.GPT_NEOX_MLP)),
     Family(("mpt",), (s.MPT, s.MPT_FFN)),
     Family(
-        ("t5", "mt5", "umt5"),
-        (
-            *(s.T5, s.T5_CROSS, s.T5_ENCODER_FFN, s.T5_DECODER_FFN),
-            *(s.T5_GATED_ENCODER_FFN, s.T5_GATED_DECODER_FFN),
-        ),
+        ("t5", "mt5"),
+        (s.T5, s.T5_CROSS, *s.T5_FFNS),
     ),
+    Family(("umt5",), (s.UMT5, s.UMT5_CROSS, *s.T5_FFNS)),
     Family(("beit",), (s.BEIT, s.FC_MLP)),
-    Family(("vit", "deit", "vit_mae", "dinov2"), (s.VIT, s.FC_MLP)),
+    Family(("vit", "deit", "vit_mae", "dinov2"), (s.VIT, s.FC_MLP, s.GATED_MLP)),
     Family(
-        ("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"),
+        ("clip", "clip_text_model", "clip_vision_model", "siglip", "siglip_text_model", "siglip_vision_model"),
         (s.CLIP, s.FC_MLP),
     ),
     Family(("wav2vec2", "hubert", "data2vec-audio"), (s.WAV2VEC2, s.WAV2VEC2_FFN)),
@@ -76,8 +87,8 @@ def supported_model_types() -> tuple[str, ...]:
 
 
 def known_sublayers() -> tuple[Layout, ...]:
-    """Every layout in the table, once, in the table's order."""
+    """Every layout in the table, once; attention first, as layers run it before the rest."""
     found: list[Layout] = []
     for family in FAMILIES:
         found += [layout for layout in family.sublayers if layout not in found]
-    return tuple(found)
+    return tuple(sorted(found, key=lambda layout: not isinstance(layout, AttentionLayout)))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+
+from ..errors import PruningError, UnsupportedModelError
+
+Forward = Callable[..., Any]
 
 
 class StopForward(Exception):
@@ -18,64 +22,171 @@ class StopForward(Exception):
 
 @dataclass
 class LayerCall:
-    """The arguments of one layer's call, the hidden states left out."""
+    """The arguments of one layer's call, the hidden states left out.
 
+    Attributes:
+        layer: path of the layer.
+        args, kwargs: the other arguments; caches are replaced by None, so that a call can be repeated.
+        keyword: the name under which hidden states are passed, or None for the first position.
+    """
+
+    layer: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    keyword: str | None = None
 
-    def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def of(cls, layer: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[LayerCall, torch.Tensor]:
+        """The call with these arguments, and the hidden states among them."""
+        others = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+        rest = [None if isinstance(value, Cache) else value for value in args]
+        if rest and isinstance(rest[0], torch.Tensor):
+            return cls(layer, tuple(rest[1:]), others), rest[0]
+        tensors = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
+        keyword = "hidden_states" if "hidden_states" in tensors else next(iter(tensors), None)
+        if keyword is None:
+            raise UnsupportedModelError(f"{layer} is called without a tensor of hidden states; such a call cannot be repeated.")
+        hidden = kwargs[keyword]
+        del others[keyword]
+        return cls(layer, tuple(rest), others, keyword), hidden
+
+    def run(self, layer: Forward, hidden: torch.Tensor) -> torch.Tensor:
         """Calls `layer` the same way on other hidden states and returns the new ones."""
-        output = layer(hidden, *self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        if self.keyword is None:
+            return hidden_of(layer(hidden, *self.args, **self.kwargs))
+        return hidden_of(layer(*self.args, **{self.keyword: hidden}, **self.kwargs))
 
 
-def record_layer_calls(
-    model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Any]
-) -> tuple[torch.Tensor, list[LayerCall]]:
-    """Runs a model with its layers skipped, up to the last of them.
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states in what a layer returns: all of it, or the first of several values."""
+    while not isinstance(output, torch.Tensor):
+        output = output[0]
+    return output
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Layers that run one after the other, each on the output of the one before.
+
+    Attributes:
+        layers: their paths, in order; a single one where a layer shares its weights and runs several times.
+        calls: how often they are called in one forward pass, together.
+        values: where their arguments do not depend on what they compute, how many values they return (0: a plain
+            tensor), so that recording can skip them; None where they have to run.
+    """
+
+    layers: tuple[str, ...]
+    calls: int
+    values: int | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is one layer that runs several times."""
+        return self.calls > len(self.layers)
+
+
+def record_calls(
+    model: PreTrainedModel, segment: Segment, inputs: Mapping[str, Any]
+) -> list[tuple[torch.Tensor, list[LayerCall]]]:
+    """Runs a model up to the last call of a segment's layers.
 
     Args:
         model: the model, in evaluation mode.
-        layers: paths of its layers, in the order in which they run.
-        batch: keyword arguments of `forward`, without labels.
+        segment: from `find_segments`.
+        inputs: keyword arguments of `forward`, without labels.
 
     Returns:
-        The hidden states that enter the first layer, `[rows, length, hidden]`, and each layer's call.
+        The hidden states that enter the first layer and each layer's call; where one layer runs several times, such a
+        pair for every run.
+
+    Raises:
+        PruningError: the layers are not called as often as they were when the segment was found.
     """
-    calls: list[LayerCall] = []
-    hidden_states: list[torch.Tensor] = []
+    entries: list[tuple[torch.Tensor, list[LayerCall]]] = []
+    count = 0
 
-    def record(hidden: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        hidden = kwargs.pop("hidden_states") if hidden is None else hidden
-        hidden_states.append(hidden)
-        calls.append(LayerCall(args, kwargs))
-        if len(calls) == len(layers):
-            raise StopForward
-        return hidden
+    def wrap(name: str, own: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            call, hidden = LayerCall.of(name, args, kwargs)
+            count += 1
+            if segment.shared or not entries:
+                entries.append((hidden, []))
+            entries[-1][1].append(call)
+            if count == segment.calls:
+                raise StopForward
+            return own(*args, **kwargs) if segment.values is None else _as_returned(hidden, segment.values)
 
-    with _replaced_forwards([model.get_submodule(layer) for layer in layers], record), suppress(StopForward):
-        model(**{**batch, "use_cache": False})
-    return hidden_states[0], calls
+        return forward
+
+    with replaced_forwards(model, segment.layers, wrap), suppress(StopForward):
+        run_model(model, inputs)
+    if count != segment.calls:
+        raise PruningError(
+            f"{segment.layers[0]} and the layers after it ran {count} times on one batch and {segment.calls} times on"
+            " the first. Every calibration batch must have the same kinds of inputs."
+        )
+    return entries
 
 
-def positions_read(model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Any]) -> torch.Tensor:
+def positions_read(model: PreTrainedModel, segment: Segment, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Which positions of the last layer's output the model's own output depends on, bool `[rows, length]`.
 
     A classifier reads the first token only, a language model all of them. Found by the gradient of a random
-    combination of all outputs, with the layers skipped.
+    combination of all outputs; layers that can be skipped are. Where the outputs have no gradient, all positions.
     """
-    entered: list[torch.Tensor] = []
+    left: list[torch.Tensor] = []
 
-    def skip(hidden: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        entered.append((kwargs["hidden_states"] if hidden is None else hidden).detach().requires_grad_())
-        return entered[-1]
+    def wrap(name: str, own: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if segment.values is None:
+                output = own(*args, **kwargs)
+            else:
+                output = _as_returned(LayerCall.of(name, args, kwargs)[1], segment.values)
+            if name != segment.layers[-1]:
+                return output
+            left.append(hidden_of(output).detach().requires_grad_())
+            return left[-1].clone() if isinstance(output, torch.Tensor) else (left[-1].clone(), *output[1:])
 
-    with _replaced_forwards([model.get_submodule(layer) for layer in layers], skip), torch.enable_grad():
-        output = model(**{**batch, "use_cache": False, "output_hidden_states": False, "return_dict": True})
-        tensors = [value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.requires_grad]
-        mixed = torch.stack([_random_mixture(value.float()) for value in tensors]).sum()
-        gradient = torch.autograd.grad(mixed, entered[-1])[0]
+        return forward
+
+    with replaced_forwards(model, segment.layers, wrap), torch.enable_grad():
+        output = run_model(model, inputs, output_hidden_states=False, return_dict=True)
+        values = output.to_tuple() if hasattr(output, "to_tuple") else output
+        tensors = [value for value in values if isinstance(value, torch.Tensor) and value.requires_grad]
+        gradient = None
+        if tensors:
+            mixed = torch.stack([_random_mixture(value.float()) for value in tensors]).sum()
+            [gradient] = torch.autograd.grad(mixed, left[-1:], allow_unused=True)
+    if gradient is None:
+        return torch.ones(left[-1].shape[:-1], dtype=torch.bool, device=left[-1].device)
     return gradient.ne(0).any(-1)
+
+
+def layer_shapes(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The shape of the hidden states that enter each layer; layers that this input does not reach are left out."""
+    shapes: dict[str, torch.Size] = {}
+
+    def wrap(name: str, own: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            shapes.setdefault(name, LayerCall.of(name, args, kwargs)[1].shape)
+            return own(*args, **kwargs)
+
+        return forward
+
+    with replaced_forwards(model, layers, wrap):
+        run_model(model, inputs)
+    return shapes
+
+
+def run_model(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> Any:
+    """A forward pass without a cache; what is drawn at random (masks of an autoencoder) is the same every time."""
+    accepted = inspect.signature(model.forward).parameters
+    settings = {name: value for name, value in {"use_cache": False, **options}.items() if name in accepted}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        return model(**{**inputs, **settings})
 
 
 def _random_mixture(values: torch.Tensor) -> torch.Tensor:
@@ -86,16 +197,24 @@ def _random_mixture(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def _as_returned(hidden: torch.Tensor, values: int) -> Any:
+    return (hidden, *[None] * (values - 1)) if values else hidden
+
+
 @contextmanager
-def _replaced_forwards(modules: Sequence[nn.Module], forward: Any) -> Iterator[None]:
-    own = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.forward = forward
+def replaced_forwards(
+    model: PreTrainedModel, layers: Sequence[str], wrap: Callable[[str, Forward], Forward]
+) -> Iterator[None]:
+    """Every layer's `forward` replaced by what `wrap` makes of its path and its own `forward`."""
+    modules = {name: model.get_submodule(name) for name in layers}
+    own = {name: module.__dict__.get("forward") for name, module in modules.items()}
+    for name, module in modules.items():
+        module.forward = wrap(name, module.forward)
     try:
         yield
     finally:
-        for module, before in zip(modules, own, strict=True):
-            if before is None:
+        for name, module in modules.items():
+            if own[name] is None:
                 del module.forward
             else:
-                module.forward = before
+                module.forward = own[name]

@@ -42,7 +42,7 @@ class AttentionLayout:
         cached: whether its keys go into the cache from which a decoder reads how far it has got.
         tables: parameters with an axis of heads (learned position biases), path inside the layer → axis.
         arguments: arguments of the core's `forward` with an axis of heads (position biases, ALiBi) → axis; "rows" for
-            a first axis of batch × heads.
+            a first axis of batch × heads (where the two are apart, the second one is meant).
         shared_bias: whether the first layer's position bias is handed on to the others, see `position_tables.py`.
         returns: how many values the core's `forward` returns, which its bypass has to match; 0 for a plain tensor,
             None where it cannot be bypassed and so keeps a unit.
@@ -82,7 +82,35 @@ class FeedForwardLayout:
     fused: bool = False
 
 
-Layout = AttentionLayout | FeedForwardLayout
+@dataclass(frozen=True)
+class ExpertsLayout:
+    """A mixture of experts whose weights are parameters with an axis of experts; each expert is a block of filters.
+
+    How an expert computes (gated or not, biases, which way the weights are stored) is read from the module itself:
+    transformers marks every such module for its `experts_implementation`.
+
+    Attributes:
+        name: path of the module that holds the experts' weights.
+        router: path of the module that chooses the experts of each token.
+        residual: as in `AttentionLayout`.
+    """
+
+    name: str
+    router: str
+    residual: Tap | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The parameter that makes the filters, by its usual name."""
+        return (f"{self.name}.gate_up_proj",)
+
+    @property
+    def output(self) -> str:
+        """The parameter that reads the filters."""
+        return f"{self.name}.down_proj"
+
+
+Layout = AttentionLayout | FeedForwardLayout | ExpertsLayout
 
 
 @dataclass(frozen=True)

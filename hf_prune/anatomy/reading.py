@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UnsupportedModelError
 from .attention_sizes import HeadSizes, output_parts, parts_of
 from .blocks import Part, Projection
-from .layouts import AttentionLayout, FeedForwardLayout, Layout
+from .layouts import AttentionLayout, FeedForwardLayout
 from .vocabulary import FILTERS, GROUPS, HEAD_SIZES, HEADS, KV_HEADS, KV_WIDTHS, WIDTHS, first_number, matching
 
 
@@ -26,12 +25,12 @@ def has_path(module: nn.Module, path: str) -> bool:
     return True
 
 
-def fits(layer: nn.Module, layout: Layout) -> bool:
+def fits(layer: nn.Module, layout: AttentionLayout | FeedForwardLayout) -> bool:
     """Whether a layer has all the projections that a layout names."""
     return all(has_path(layer, path) for path in (*layout.inputs, layout.output))
 
 
-def read_block(layer: nn.Module, layout: Layout, config: Any, key: str) -> dict[str, Any]:
+def read_block(layer: nn.Module, layout: AttentionLayout | FeedForwardLayout, config: Any, key: str) -> dict[str, Any]:
     """The fields of a `Block` that follow from its layer: units, projections, and what has to follow a cut.
 
     Args:
@@ -51,7 +50,7 @@ def read_block(layer: nn.Module, layout: Layout, config: Any, key: str) -> dict[
 def _read_attention(layer: nn.Module, layout: AttentionLayout, config: Any, key: str) -> dict[str, Any]:
     core = layer.get_submodule(layout.core)
     sizes = _head_sizes(layer, layout, core, config, key)
-    units, unit = sizes.units(slices="slices" in layout.inputs.values(), coupled=_is_coupled(core, sizes))
+    units, unit = sizes.units(slices="slices" in layout.inputs.values(), coupled=_is_coupled(core, layout, sizes))
     present = {path: makes for path, makes in layout.optional.items() if has_path(layer, path)}
     inputs = tuple(
         _projection(layer, path, 0, parts_of(makes, sizes, units), key)
@@ -68,6 +67,7 @@ def _read_attention(layer: nn.Module, layout: AttentionLayout, config: Any, key:
         "counts": dict(_head_counts(core, sizes, units)),
         "config_counts": {name: sizes.per_unit(kind, units) for name, kind in layout.per_config.items()},
         "tables": {**layout.tables, **dict(_tables(layout.core, core, sizes))},
+        "lists": tuple(_lists(layout.core, core, sizes)),
     }
 
 
@@ -98,10 +98,13 @@ def _shares_one_key(config: Any) -> bool:
     return (first_number(config, KV_HEADS) or 0) == 1
 
 
-def _is_coupled(core: nn.Module, sizes: HeadSizes) -> bool:
+def _is_coupled(core: nn.Module, layout: AttentionLayout, sizes: HeadSizes) -> bool:
     """Whether a norm inside the core takes its mean over several heads: then one cannot go without the others."""
     widths = {sizes.heads * sizes.head_dim, sizes.kv * sizes.head_dim, sizes.heads * sizes.value_dim}
-    for child in core.children():
+    after_output = layout.residual.module if layout.residual else None
+    for name, child in core.named_children():
+        if f"{layout.core}.{name}" == after_output:
+            continue
         weight = getattr(child, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.dim() == 1 and len(weight) in widths - {sizes.head_dim}:
             return True
@@ -122,17 +125,25 @@ def _head_counts(core: nn.Module, sizes: HeadSizes, units: int) -> Iterator[tupl
 
 def _tables(path: str, core: nn.Module, sizes: HeadSizes) -> Iterator[tuple[str, int]]:
     """Parameters of the core, and of norms in it, that have an axis of heads."""
-    found = [(name, parameter) for name, parameter in core.named_parameters(recurse=False)]
     for name, child in core.named_children():
         weight = getattr(child, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.shape[1] == sizes.head_dim:
-            if not isinstance(child, (nn.Linear, nn.Embedding, Conv1D)):
-                found += [(f"{name}.{item}", parameter) for item, parameter in child.named_parameters()]
+        if not isinstance(weight, torch.Tensor) or isinstance(child, (nn.Linear, nn.Embedding, Conv1D)):
+            continue
+        if weight.dim() == 2 and weight.shape[1] == sizes.head_dim and len(weight) in {sizes.heads, sizes.kv} - {1}:
+            yield from ((f"{path}.{name}.{item}", 0) for item, _ in child.named_parameters())
+    # Where there are as many heads as a head has values, a size does not tell: the layout has to name the parameter.
     counts = {sizes.heads, sizes.kv, sizes.heads * sizes.head_dim} - {1, sizes.head_dim}
-    for name, parameter in found:
+    for name, parameter in core.named_parameters(recurse=False):
         axes = [axis for axis, size in enumerate(parameter.shape) if size in counts]
         if len(axes) == 1:
             yield f"{path}.{name}", axes[0]
+
+
+def _lists(path: str, core: nn.Module, sizes: HeadSizes) -> Iterator[str]:
+    """Lists inside the core with a module for every head (StableLM's norms)."""
+    for name, module in core.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) in {sizes.heads, sizes.kv} - {1}:
+            yield f"{path}.{name}"
 
 
 def _read_feed_forward(layer: nn.Module, layout: FeedForwardLayout, key: str) -> dict[str, Any]:
@@ -145,11 +156,13 @@ def _read_feed_forward(layer: nn.Module, layout: FeedForwardLayout, key: str) ->
             " layout in hf_prune/anatomy/families.py does not fit this model."
         )
     parent = layer.get_submodule(layout.output.rpartition(".")[0])
-    coupled = any(_is_norm_over(child, filters) for child in parent.children())
+    # A norm over as many values as the projection puts out is taken for one that follows it.
+    norms = [child for child in parent.children() if _is_norm_over(child, filters)]
+    coupled = bool(norms) and filters != _size(layer, layout.output, 0, key)
     width = filters if coupled else 1
     parts = (Part(0, width), Part(filters, width)) if layout.fused else (Part(0, width),)
     units = (1 if filters else 0) if coupled else filters
-    counts = {name: width for name in matching(parent, FILTERS, filters)} if filters else {}
+    counts = dict.fromkeys(matching(parent, FILTERS, filters), width) if filters else {}
     return {
         "kind": "feed_forward",
         "units": units,

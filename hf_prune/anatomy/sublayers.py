@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .layouts import AttentionLayout, FeedForwardLayout, Makes, Tap
+from .layouts import AttentionLayout, ExpertsLayout, FeedForwardLayout, Makes, Tap
 
 
 def separate(core: str, query: str, key: str, value: str, output: str, **settings: Any) -> AttentionLayout:
@@ -13,7 +13,9 @@ def separate(core: str, query: str, key: str, value: str, output: str, **setting
     return AttentionLayout(settings.pop("name", core), core, inputs, f"{core}.{output}", **settings)
 
 
-def fused(core: str, projection: str, output: str, makes: Makes = "query+key+value", **settings: Any) -> AttentionLayout:
+def fused(
+    core: str, projection: str, output: str, makes: Makes = "query+key+value", **settings: Any
+) -> AttentionLayout:
     """Attention with one projection for queries, keys and values."""
     return AttentionLayout(core, core, {f"{core}.{projection}": makes}, f"{core}.{output}", **settings)
 
@@ -40,10 +42,9 @@ BERT_CROSS = bert_attention("crossattention", residual=Tap("crossattention.outpu
 BERT_PRE_NORM = bert_attention("attention")
 BERT_CROSS_PRE_NORM = bert_attention("crossattention", cached=False)
 VISION_BERT = bert_attention("attention", "attention")
-DISTILBERT = separate(
-    "attention", "q_lin", "k_lin", "v_lin", "out_lin", residual=Tap("sa_layer_norm"), cached=False
-)
+DISTILBERT = separate("attention", "q_lin", "k_lin", "v_lin", "out_lin", residual=Tap("sa_layer_norm"), cached=False)
 LLAMA = separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
+GPT_OSS = separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", tables={"self_attn.sinks": 0})
 PHI = separate("self_attn", "q_proj", "k_proj", "v_proj", "dense")
 BART = separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", residual=Tap("self_attn_layer_norm"))
 BART_CROSS = separate(
@@ -65,7 +66,9 @@ GPT2_CROSS = AttentionLayout(
 )
 GPT_NEOX = fused("attention", "query_key_value", "dense", "groups")
 BLOOM = fused("self_attention", "query_key_value", "dense", "groups", arguments={"alibi": "rows"}, returns=None)
-FALCON = fused("self_attention", "query_key_value", "dense", "groups", arguments={"alibi": "rows"})
+FALCON = fused(
+    *("self_attention", "query_key_value", "dense", "groups"), arguments={"alibi": "rows", "attention_mask": 1}
+)
 MPT = fused("attn", "Wqkv", "out_proj", arguments={"position_bias": 0})
 MPNET = separate(
     *("attention.attn", "q", "k", "v", "o"),
@@ -89,6 +92,11 @@ T5_CROSS = separate(
     returns=3,
     cached=False,
 )
+# Every layer has a table of its own, and nothing is handed on.
+UMT5 = separate(
+    *("layer.0.SelfAttention", "q", "k", "v", "o"), tables={"layer.0.SelfAttention.relative_attention_bias.weight": 1}
+)
+UMT5_CROSS = separate("layer.1.EncDecAttention", "q", "k", "v", "o", cached=False)
 DEBERTA = AttentionLayout(
     "attention",
     "attention.self",
@@ -129,13 +137,28 @@ WAV2VEC2_FFN = feed_forward(
     "feed_forward.intermediate_dense", "feed_forward.output_dense", residual=Tap("final_layer_norm")
 )
 ALBERT_FFN = feed_forward("ffn", "ffn_output", "ffn", residual=Tap("full_layer_layer_norm"))
-T5_ENCODER_FFN = feed_forward("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wo")
-T5_DECODER_FFN = feed_forward("layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo")
-T5_GATED_ENCODER_FFN = feed_forward(
-    "layer.1.DenseReluDense.wi_0 layer.1.DenseReluDense.wi_1", "layer.1.DenseReluDense.wo"
+T5_FFNS = tuple(
+    feed_forward(
+        " ".join(f"layer.{place}.DenseReluDense.{path}" for path in inputs), f"layer.{place}.DenseReluDense.wo"
+    )
+    for place in (1, 2)  # in an encoder, in a decoder
+    for inputs in (("wi",), ("wi_0", "wi_1"))
 )
-T5_GATED_DECODER_FFN = feed_forward(
-    "layer.2.DenseReluDense.wi_0 layer.2.DenseReluDense.wi_1", "layer.2.DenseReluDense.wo"
+# All but the last of MobileBERT's feed-forward networks, up to the four of its published checkpoints.
+MOBILEBERT_FFNS = tuple(
+    feed_forward(
+        *(f"ffn.{index}.intermediate.dense", f"ffn.{index}.output.dense", f"ffn.{index}"),
+        residual=Tap(f"ffn.{index}.output.LayerNorm"),
+    )
+    for index in range(3)
 )
+SHARED_EXPERT = feed_forward("mlp.shared_expert.gate_proj mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj")
+SHARED_EXPERTS = feed_forward("mlp.shared_experts.gate_proj mlp.shared_experts.up_proj", "mlp.shared_experts.down_proj")
 MPT_FFN = feed_forward("ffn.up_proj", "ffn.down_proj")
 MODERNBERT_MLP = feed_forward("mlp.Wi", "mlp.Wo", fused=True)
+
+# --- mixtures of experts ---
+
+EXPERTS = ExpertsLayout("mlp.experts", "mlp.gate")
+ROUTED_EXPERTS = ExpertsLayout("mlp.experts", "mlp.router")
+SPARSE_EXPERTS = ExpertsLayout("block_sparse_moe.experts", "block_sparse_moe.router")

@@ -13,23 +13,23 @@ class UndoLog:
     """What surgery replaced, so that it can be put back; holds references, not copies."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[nn.Module, str, Any]] = []
+        self._entries: list[tuple[Any, str, Any]] = []
         self._changed = True
 
-    def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """Sets an attribute, parameter or submodule of the module itself and remembers what was there."""
-        self._entries.append((module, name, _own(module, name)))
-        setattr(module, name, value)
+    def set(self, holder: Any, name: str, value: Any) -> None:
+        """Sets an attribute, parameter or submodule of a module, or an entry of a config; remembers what was there."""
+        self._entries.append((holder, name, _own(holder, name)))
+        setattr(holder, name, value)
 
     def swap(self) -> None:
         """Exchanges what is there for what was there; a second call exchanges them again."""
         swapped = []
-        for module, name, value in reversed(self._entries):
-            swapped.append((module, name, _own(module, name)))
+        for holder, name, value in reversed(self._entries):
+            swapped.append((holder, name, _own(holder, name)))
             if value is _ABSENT:
-                delattr(module, name)
+                delattr(holder, name)
             else:
-                setattr(module, name, value)
+                setattr(holder, name, value)
         self._entries = swapped
         self._changed = not self._changed
 
@@ -39,6 +39,7 @@ class UndoLog:
             self.swap()
 
 
-def _own(module: nn.Module, name: str) -> Any:
-    """The module's own attribute, parameter or submodule, not one of its class."""
-    return {**module.__dict__, **module._parameters, **module._modules}.get(name, _ABSENT)
+def _own(holder: Any, name: str) -> Any:
+    """The holder's own attribute, parameter or submodule, not one of its class."""
+    inside = {**holder._parameters, **holder._modules} if isinstance(holder, nn.Module) else {}
+    return {**vars(holder), **inside}.get(name, _ABSENT)

@@ -21,13 +21,18 @@ WIDTHS = (
     *("attn_hidden_size", "projection_size", "query_dim", "attention_dim", "qkv_dim", "d_model", "hidden_dim"),
 )
 KV_WIDTHS = ("kv_dim", "kv_size", "kv_hidden_size", "kv_proj_dim")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
+EXPERTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 FILTERS = ("intermediate_size", "hidden_features", "ffn_dim", "intermediate_dim", "d_ff", "inner_size")
 
 
 def first_number(holder: Any, names: Sequence[str]) -> int | None:
     """The first of the named attributes that is a whole number above zero."""
     for name in names:
-        value = getattr(holder, name, None)
+        try:
+            value = getattr(holder, name, None)
+        except RuntimeError:  # an entry of a config that differs between layers
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None

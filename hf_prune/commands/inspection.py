@@ -13,9 +13,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedModel
 
 from ..anatomy import Block, ModelAnatomy, describe_model
-from ..budget import flops_per_unit, total_flops, total_unit_parameters
+from ..budget import Lengths, flops_per_unit, generation_flops_per_unit, lengths_of, total_flops, total_unit_parameters
 from ..errors import PruningError
 from ..report.build import count_parameters
 from ..report.number_text import count_text
@@ -35,6 +36,7 @@ class Inspection:
     Attributes:
         name: local folder or Hub name.
         anatomy: its blocks as they are now.
+        model: its modules, without weights.
         parameters: all parameters it has now.
         report: what pruning did to it; None for a dense model.
         only_counted: keys of the report's blocks of which it is known how many units stayed, but not which: a config
@@ -43,6 +45,7 @@ class Inspection:
 
     name: str
     anatomy: ModelAnatomy
+    model: PreTrainedModel
     parameters: int
     report: PruningReport | None = None
     only_counted: frozenset[str] = frozenset()
@@ -57,6 +60,7 @@ class Inspection:
 
     def to_dict(self, sequence_length: int) -> dict[str, Any]:
         """A JSON-serialisable form; `kept` is null where it is not known."""
+        lengths = lengths_of(self.model, self.anatomy, sequence_length)
         pruning = self.report.to_dict() if self.report else None
         for block in pruning["blocks"] if pruning else ():
             if block["key"] in self.only_counted:
@@ -66,7 +70,7 @@ class Inspection:
                 "key": block.key,
                 "kind": block.kind,
                 "units": block.units,
-                "flops_per_unit": flops_per_unit(block, sequence_length),
+                "flops_per_unit": flops_per_unit(block, lengths),
                 "parameters_per_unit": block.parameters_per_unit,
             }
             for block in self.anatomy.blocks
@@ -75,7 +79,7 @@ class Inspection:
             "model": self.name,
             "model_type": self.anatomy.model_type,
             "sequence_length": sequence_length,
-            "flops": total_flops(self.anatomy, sequence_length),
+            "flops": total_flops(self.anatomy, lengths),
             "unit_parameters": total_unit_parameters(self.anatomy),
             "parameters": self.parameters,
             "blocks": blocks,
@@ -86,18 +90,19 @@ class Inspection:
 def anatomy_table(inspection: Inspection, sequence_length: int) -> Table:
     """The blocks of a model as they are: units, and what one of them costs."""
     anatomy = inspection.anatomy
-    flops = count_text(total_flops(anatomy, sequence_length))
+    lengths = lengths_of(inspection.model, anatomy, sequence_length)
+    flops = count_text(total_flops(anatomy, lengths))
     title = (
         f"{inspection.name}: {anatomy.model_type}, {len(anatomy.layers)} layers, not pruned\n"
         f"{count_text(inspection.parameters)} parameters, {count_text(total_unit_parameters(anatomy))} of them in heads"
-        f" and filters; {flops} FLOPs of attention and FFN for {sequence_length} tokens"
+        f" and filters; {flops} FLOPs of attention and FFN for {lengths.tokens} tokens"
     )
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     for index, header in enumerate(("block", "units", "parameters of one", "FLOPs of one")):
         table.add_column(header, justify="right" if index else "left")
     for block in anatomy.blocks:
         units = f"{block.units:,} {UNIT_NAMES[block.kind]}" + (f" of {block.head_dim}" if block.head_dim else "")
-        cost = count_text(flops_per_unit(block, sequence_length))
+        cost = count_text(flops_per_unit(block, lengths))
         table.add_row(Text(block.key), units, count_text(block.parameters_per_unit), cost)
     return table
 
@@ -117,27 +122,32 @@ def inspect_checkpoint(name: str) -> Inspection:
     parameters = count_parameters(model)
     data = pruning_of(model.get_submodule(anatomy.blocks[0].owner).config)
     if data is None:
-        return Inspection(name, anatomy, parameters)
-    report = _report_from_config(name, anatomy, parameters, data)
+        return Inspection(name, anatomy, model, parameters)
+    report = _report_from_config(name, anatomy, model, parameters, data)
     written = _written_report(name)
-    if written is not None and _sizes(written) == _sizes(report):
-        return Inspection(name, anatomy, parameters, written)
+    # Where layers went, the blocks of the config are numbered anew, and only the report knows the dense model.
+    if written is not None and (data.get("layers") or _sizes(written) == _sizes(report)):
+        return Inspection(name, anatomy, model, parameters, written)
     cut = {block.key for block in report.blocks if block.kept_units not in (0, block.dense_units)}
     named = {block.key for block in anatomy.blocks if data["blocks"].get(block.local_key, {}).get("heads")}
-    return Inspection(name, anatomy, parameters, report, frozenset(cut - named))
+    return Inspection(name, anatomy, model, parameters, report, frozenset(cut - named))
 
 
-def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data: Mapping[str, Any]) -> PruningReport:
+def _report_from_config(
+    name: str, anatomy: ModelAnatomy, model: PreTrainedModel, parameters: int, data: Mapping[str, Any]
+) -> PruningReport:
     """The report as far as a config tells it: of filters it tells how many stayed, not which."""
     cost = data.get("cost")
     length = cost.get("sequence_length") if isinstance(cost, Mapping) else None
     if not isinstance(length, int) or length < 1:
         length = DEFAULT_LENGTH
-    blocks = [_block_report(block, data["blocks"].get(block.local_key), length) for block in anatomy.blocks]
+    lengths = lengths_of(model, anatomy, length)
+    blocks = [_block_report(block, data["blocks"].get(block.local_key), lengths) for block in anatomy.blocks]
     removed = sum((block.dense_units - block.kept_units) * block.parameters_per_unit for block in blocks)
     sizes = {
         when: Size(
             flops=sum(getattr(block, units) * block.flops_per_unit for block in blocks),
+            generation_flops=sum(getattr(block, units) * block.generation_flops_per_unit for block in blocks),
             unit_parameters=sum(getattr(block, units) * block.parameters_per_unit for block in blocks),
             parameters=parameters + extra,
         )
@@ -157,7 +167,7 @@ def _report_from_config(name: str, anatomy: ModelAnatomy, parameters: int, data:
     )
 
 
-def _block_report(block: Block, entry: Mapping[str, Any] | None, length: int) -> BlockReport:
+def _block_report(block: Block, entry: Mapping[str, Any] | None, lengths: Lengths) -> BlockReport:
     """A block's report; without an entry of its own it was not touched."""
     dense = entry["of"] if entry else block.units
     return BlockReport(
@@ -166,7 +176,8 @@ def _block_report(block: Block, entry: Mapping[str, Any] | None, length: int) ->
         dense_units=dense,
         kept_units=block.units,
         kept=tuple(entry["heads"]) if entry and entry.get("heads") else tuple(range(block.units)),
-        flops_per_unit=flops_per_unit(block, length),
+        flops_per_unit=flops_per_unit(block, lengths),
+        generation_flops_per_unit=generation_flops_per_unit(block, lengths),
         parameters_per_unit=block.parameters_per_unit,
     )
 

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from hf_prune import describe_model
-from hf_prune.anatomy import UndoLog, cut_block
+from hf_prune.anatomy import UndoLog, cut_block, supported_model_types, weight_of
 from hf_prune.anatomy.blocks import Part, Projection, kept_indices
-from tests.conformance.plans import difference, run
+from hf_prune.surgery import shrink_model
+from tests.conformance.plans import difference, run, varied_plan
+from tests.family_models import HEAD_SIZE, main_head
 from tests.small_models import HIDDEN, Case, case
 
 ITEMS = [case("bert", "classification"), case("distilbert", "classification")]
@@ -46,10 +48,7 @@ def test_cut_keeps_rows_and_columns_of_the_named_units(item: Case) -> None:
     assert torch.equal(new.bias, dense.bias)
     assert (new.in_features, new.out_features) == (16, HIDDEN)
     core = layer.get_submodule(block.layout.core)
-    assert {name: getattr(core, name) for name in block.layout.counts} == {
-        name: 2 if meaning == "heads" else 16 for name, meaning in block.layout.counts.items()
-    }
-    assert len(block.layout.counts) == 2
+    assert sorted(getattr(core, name) for name in block.counts) == [2, 16]
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=str)
@@ -89,6 +88,52 @@ def test_undo_log_swaps_and_rolls_back(item: Case, attention: str, units: tuple[
     assert difference(run(model, batch), dense) == 0
     for name, module in model.named_modules():
         assert module.__dict__.keys() == attributes[name].keys()
+    assert describe_model(model) == anatomy
+
+
+def by_head(weight: torch.Tensor, model_type: str) -> torch.Tensor:
+    """The rows of a fused projection, as the modelling code splits them: `[heads, what a head has, hidden]`."""
+    size, width = HEAD_SIZE, weight.shape[1]
+    if model_type == "gpt_neox":
+        return weight.reshape(-1, 3 * size, width)
+    if model_type == "falcon":  # two queries, a key and a value for each KV group
+        return weight.reshape(-1, 4 * size, width)
+    if model_type == "codegen":  # four slices of queries, values and keys, with a share of the heads in each
+        slices = weight.reshape(4, 3, -1, size, width)
+        return slices.permute(2, 0, 1, 3, 4).reshape(slices.shape[2], -1, width)
+    heads = weight.shape[0] // (3 * size) if model_type == "gpt2" else 2 * weight.shape[0] // (4 * size)
+    groups = heads if model_type == "gpt2" else heads // 2
+    parts = weight.split([heads * size, groups * size, groups * size])
+    return torch.cat([part.reshape(groups, -1, width) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "falcon", "codegen", "gpt2", "phi3"])
+def test_cut_of_a_fused_projection_takes_whole_heads(model_type: str) -> None:
+    model = main_head(model_type).model()
+    block = describe_model(model).attentions[0]
+    layer = model.get_submodule(block.layer)
+    [fused] = block.inputs
+    dense = by_head(weight_of(layer, fused).detach().clone(), model_type)
+    kept = [unit for unit in range(block.units) if unit != 1]
+    cut_block(layer, block, kept, UndoLog())
+    assert torch.equal(by_head(weight_of(layer, fused), model_type), dense[kept])
+    assert layer.get_submodule(fused.path)(torch.randn(2, fused.other)).shape[1] == dense[kept].shape[:2].numel()
+
+
+@pytest.mark.parametrize("model_type", supported_model_types())
+def test_every_family_is_rolled_back_without_a_trace(model_type: str) -> None:
+    model = main_head(model_type).model()
+    anatomy = describe_model(model)
+    tensors = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    log = shrink_model(model, anatomy, varied_plan(anatomy))
+    assert [value.data_ptr() for value in model.state_dict().values()] != list(tensors.values())
+    log.roll_back()
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == tensors
+    for name, module in model.named_modules():
+        assert vars(module).keys() == attributes[name].keys()
+        numbers = {key: value for key, value in attributes[name].items() if isinstance(value, int)}
+        assert {key: vars(module)[key] for key in numbers} == numbers
     assert describe_model(model) == anatomy
 
 
