@@ -137,9 +137,11 @@ def scale_weights(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # sinusoidal positions are not in checkpoints
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                is_norm = "norm" in name.lower() and name.endswith("weight")
+            if parameter.dim() <= 1:
+                is_norm = ("norm" in name.lower() or "ln_" in name) and name.endswith("weight")
                 parameter.copy_(1 + 0.3 * noise if is_norm else 0.3 * noise)
             else:
                 parameter.copy_(noise if "embeddings" in name else 2 * noise / parameter.shape[1] ** 0.5)

@@ -116,7 +116,7 @@ class TestTargets:
 
 class TestRegistry:
     def test_strategies_are_known_by_name(self, toy: type[ToyConfig]) -> None:
-        assert strategy_names() == ("fisher", "toy")
+        assert strategy_names() == ("fisher", "random", "toy")
         assert config_class_of("fisher") is FisherPruningConfig
         assert strategy_for(FisherPruningConfig(flops=0.5)) is prune_by_fisher
         assert strategy_for(toy(flops=0.5)) == "toy strategy"

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Trainer, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_prune import (
     FisherPruningConfig,
@@ -140,12 +150,61 @@ def test_smallest_reachable_budget_is_reachable(batches: list[Batch]) -> None:
     prune_model(model, config(flops=caught.value.smallest), data)
 
 
-def test_unsupported_model(batches: list[Batch]) -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=70))
-    witness = Witness(model)
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*not in the family table.*families\.py"):
-        prune_model(model, config(), batches)
-    witness.check()
+def mamba() -> PreTrainedModel:
+    return MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, vocab_size=70))
+
+
+def rolled_filters() -> PreTrainedModel:
+    """An unknown model type whose projections are called like Llama's, but do not do what Llama's do."""
+
+    class RolledConfig(LlamaConfig):
+        model_type = "rolled"
+
+    class Rolled(LlamaForCausalLM):
+        config_class = RolledConfig
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 12, "num_hidden_layers": 2}
+    model = Rolled(RolledConfig(**sizes, vocab_size=70))
+    for layer in model.model.layers:
+        layer.mlp.act_fn = RolledActivation()
+    return model
+
+
+class RolledActivation(nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.roll(1, dims=-1).relu()
+
+
+def int8_weights() -> PreTrainedModel:
+    model = BERT.model()
+    dense = model.bert.encoder.layer[1].output.dense
+    dense.weight = nn.Parameter(dense.weight.detach().to(torch.int8), requires_grad=False)
+    return model
+
+
+def lora() -> PreTrainedModel:
+    return get_peft_model(BERT.model(), LoraConfig(target_modules=["query"])).get_base_model()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (mamba, r"'mamba'.*not in the family table.*families\.py"),
+        (rolled_filters, r"'rolled'.*not in the family table.*families\.py"),
+        (int8_weights, "before quantising"),
+        (lora, "Merge adapters"),
+    ],
+)
+def test_refused_model_is_left_untouched(
+    build: Callable[[], PreTrainedModel], message: str, batches: list[Batch]
+) -> None:
+    model = build().train()
+    witness, random_state = Witness(model), torch.get_rng_state()
+    for attempt in (lambda: describe_model(model), lambda: prune_model(model, config(), batches)):
+        with pytest.raises(UnsupportedModelError, match=message):
+            attempt()
+        witness.check()
+        assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_nothing_left_to_prune(batches: list[Batch]) -> None:

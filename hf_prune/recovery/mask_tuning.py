@@ -18,28 +18,34 @@ LSMR_CONVERGED = (0, 1, 2)
 
 
 def unit_equations(
-    equations: NormalEquations, weight: torch.Tensor, bias: torch.Tensor | None, width: int
+    equations: NormalEquations, weight: torch.Tensor, bias: torch.Tensor | None, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The normal equations of the scales: AᵀA `[units, units]` and Aᵀb `[units]`, float64.
 
     Column u of A holds unit u's contribution W_u h_u of every token and output dimension, flattened; it is never
-    formed: AᵀA = Σ over the width × width blocks of (WᵀW) ∘ (Σ h hᵀ).
+    formed: AᵀA = Σ over the columns of each pair of units of (WᵀW) ∘ (Σ h hᵀ).
 
     Args:
         equations: sums over tokens.
-        weight: the output projection, `[hidden, units × width]`.
+        weight: the output projection, `[hidden, columns]`.
         bias: its bias, which the scales leave alone.
-        width: columns per unit.
+        columns: the unit that each column belongs to, `[columns]`, from 0 on without gaps.
     """
     weight = weight.double()
-    units = weight.shape[1] // width
     overlap = (weight.T @ weight) * equations.gram[:-1, :-1]
-    gram = overlap.reshape(units, width, units, width).sum((1, 3))
+    gram = _unit_sums(_unit_sums(overlap, columns).T, columns)
     cross = equations.cross[:-1]
     if bias is not None:
         cross = cross - equations.gram[:-1, -1:] * bias.double()
-    target = (cross * weight.T).sum(1).reshape(units, width).sum(1)
-    return gram, target
+    return gram, _unit_sums((cross * weight.T).sum(1), columns)
+
+
+def _unit_sums(values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Sums of `[columns, ...]` over each unit's columns, `[units, ...]`."""
+    units = int(columns.max()) + 1 if len(columns) else 0
+    if units == len(columns):  # filters: a column each
+        return values[columns.argsort()]
+    return values.new_zeros(units, *values.shape[1:]).index_add_(0, columns, values)
 
 
 def solve_mask_scales(

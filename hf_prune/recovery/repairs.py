@@ -26,14 +26,12 @@ class MaskTuner:
         """Solves one block."""
         if self.stopped_at is not None or problem.weight.shape[1] == 0:
             return None
-        width = problem.block.output.width
-        gram, target = unit_equations(problem.fit + problem.held_out, problem.weight, problem.bias, width)
+        gram, target = unit_equations(problem.fit + problem.held_out, problem.weight, problem.bias, problem.columns)
         scales = solve_mask_scales(gram, target, self.damp, self.solver)
         if not acceptable(scales):
             self.stopped_at = problem.block.key
             return None
-        columns = scales.repeat_interleave(width)
-        return Repair((problem.weight.double() * columns).to(problem.weight.dtype), problem.bias)
+        return Repair((problem.weight.double() * scales[problem.columns]).to(problem.weight.dtype), problem.bias)
 
 
 def refit_weights(problem: ReconstructionProblem) -> Repair | None:

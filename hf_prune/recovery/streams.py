@@ -1,129 +1,145 @@
-"""Two residual streams through a model, layer by layer: the dense one and that of the model being cut.
+"""Two residual streams through a segment of layers: the dense one and that of the model being cut.
 
-Layers are called with the arguments that the model itself passes them, recorded while the layers are skipped, so no
-modelling code is repeated here. Nothing in the model changes: the cut happens on a copy of one layer at a time.
+Layers are called with the arguments that the model itself passes them, so no modelling code is repeated here. The cut
+happens on a copy of one layer at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, Tap, linear_at
-from ..anatomy.layer_calls import LayerCall, StopForward, positions_read, record_layer_calls
-from ..calibration import Batch, valid_tokens, without_labels
+from ..anatomy import UndoLog
+from ..anatomy.layer_calls import LayerCall, Segment, positions_read, record_calls
+from ..calibration import Batch, decoder_tokens, valid_tokens, without_labels
 
 
 @dataclass
 class Stream:
-    """One calibration batch on its way through the layers.
+    """One calibration batch on its way through a segment.
 
     Attributes:
+        number: the batch's place among this process's batches.
         dense: hidden states of the original model, `[rows, length, hidden]`.
         pruned: hidden states of the model as cut so far.
-        calls: how each layer is called.
+        dense_calls, pruned_calls: how each model calls the layers that are still to come.
         valid: positions that are not padding, bool `[rows, length]`.
-        read: those of them whose last hidden state the model's output depends on.
+        read: those of them whose last hidden state the rest of the model depends on.
     """
 
+    number: int
     dense: torch.Tensor
     pruned: torch.Tensor
-    calls: list[LayerCall]
+    dense_calls: list[LayerCall]
+    pruned_calls: list[LayerCall]
     valid: torch.Tensor
     read: torch.Tensor
 
     @property
     def counted(self) -> torch.Tensor:
         """The positions on which the current layer's output matters: after the last layer, those that are read."""
-        return self.valid if len(self.calls) > 1 else self.read
+        return self.valid if len(self.dense_calls) > 1 else self.read
 
 
-def open_streams(model: PreTrainedModel, layers: Sequence[str], batches: Iterable[Batch]) -> list[Stream]:
-    """Runs the embeddings on every batch and records how the layers would be called."""
+def open_streams(
+    model: PreTrainedModel, segment: Segment, batches: Sequence[Batch], cuts: UndoLog, cut: bool
+) -> list[Stream]:
+    """Records how the dense model and the one that is cut so far enter a segment.
+
+    Args:
+        model: the dense model; it is as it was afterwards.
+        segment: from `find_segments`.
+        batches: this process's calibration batches.
+        cuts: what earlier segments have become, taken out of the model.
+        cut: whether there is anything in it; else both streams start alike.
+
+    Returns:
+        A stream per batch; where one layer runs several times, one for every run, which starts from what the dense
+        model has there.
+    """
+    inputs = [forward_inputs(model, batch) for batch in batches]
+    dense = [record_calls(model, segment, item) for item in inputs]
+    pruned = dense
+    if cut and not segment.shared:
+        with swapped(cuts):
+            pruned = [record_calls(model, segment, item) for item in inputs]
+    reads = _positions_read(model, segment, batches, inputs, [entries[-1][0] for entries in dense])
     streams = []
-    for batch in batches:
-        inputs = without_labels(batch)
-        first, calls = record_layer_calls(model, layers, inputs)
-        valid = valid_tokens(batch).to(first.device)
-        if valid.shape != first.shape[:2]:
-            valid = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
-        streams.append(Stream(first, first, calls, valid, valid & positions_read(model, layers, inputs)))
+    for number, batch in enumerate(batches):
+        pairs = list(zip(dense[number], pruned[number], strict=True))
+        for (hidden, calls), (cut_hidden, cut_calls) in pairs:
+            valid = valid_positions(model, segment.layers[0], batch, hidden)
+            last = calls is pairs[-1][0][1]
+            read = valid & reads[number] if last else valid
+            streams.append(Stream(number, hidden, cut_hidden, list(calls), list(cut_calls), valid, read))
     return streams
 
 
+def _positions_read(
+    model: PreTrainedModel,
+    segment: Segment,
+    batches: Sequence[Batch],
+    inputs: Sequence[Batch],
+    entered: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The positions of the segment's output that matter, per batch; once all of them do, they do in every batch."""
+    found: list[torch.Tensor] = []
+    everything = False
+    for batch, item, hidden in zip(batches, inputs, entered, strict=True):
+        read = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        if not everything:
+            seen = positions_read(model, segment, item)
+            read = seen if seen.shape == read.shape else read
+            everything = bool(read[valid_positions(model, segment.layers[0], batch, hidden)].all())
+        found.append(read)
+    return found
+
+
+def forward_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
+    """What `forward` gets: no labels, but the decoder's inputs where the model makes them from its labels."""
+    inputs = without_labels(batch)
+    labels = batch.get("labels")
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
+    if _has_two_halves(model) and isinstance(labels, torch.Tensor) and shift is not None and not given:
+        inputs["decoder_input_ids"] = shift(labels=labels)
+    return inputs
+
+
+def valid_positions(model: PreTrainedModel, layer: str, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+    """Which positions of a layer's hidden states are not padding; all of them where the batch does not say."""
+    decodes = _has_two_halves(model) and "decoder" in layer.split(".")
+    mask = decoder_tokens(batch) if decodes else valid_tokens(batch)
+    if mask is None or mask.shape != hidden.shape[:-1]:
+        return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+    return mask.to(hidden.device)
+
+
+def _has_two_halves(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
 @contextmanager
-def tap_residual(layer: nn.Module, tap: Tap, seen: list[torch.Tensor], stop: bool = False) -> Iterator[None]:
-    """Appends the residual stream at `tap` to `seen` on each forward; with `stop` the pass ends there."""
-    module = layer.get_submodule(tap.module) if tap.module else layer
-
-    def keep(value: Any) -> None:
-        seen.append(value[0] if isinstance(value, tuple) else value)
-        if stop:
-            raise StopForward
-
-    if tap.side == "input":
-        handle = module.register_forward_pre_hook(lambda module, args: keep(args))
-    else:
-        handle = module.register_forward_hook(lambda module, args, output: keep(output))
+def swapped(cuts: UndoLog) -> Iterator[None]:
+    """What `cuts` holds changes places with what the model has."""
+    cuts.swap()
     try:
         yield
     finally:
-        handle.remove()
-
-
-def dense_targets(layer: nn.Module, blocks: Sequence[Block], stream: Stream) -> list[torch.Tensor]:
-    """Runs the original layer on the dense stream, which moves on.
-
-    Returns:
-        For each block the stream after it on the tokens that count, `[tokens, hidden]`, in float32 or better.
-    """
-    seen: list[list[torch.Tensor]] = [[] for _ in blocks]
-    with ExitStack() as taps:
-        for block, store in zip(blocks, seen, strict=True):
-            taps.enter_context(tap_residual(layer, block.residual, store))
-        stream.dense = stream.calls[0].run(layer, stream.dense)
-    return [counted_rows(accumulation_dtype(store[0]), stream) for store in seen]
-
-
-def block_inputs(layer: nn.Module, block: Block, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the cut layer on the pruned stream up to one block.
-
-    Returns:
-        The input of the block's output projection on the tokens that count, `[tokens, columns]`, and the residual
-        stream without the block's own contribution, `[tokens, hidden]`; both in float32 or better.
-    """
-    projection = linear_at(layer, block.output)
-    inputs: list[torch.Tensor] = []
-    outputs: list[torch.Tensor] = []
-    sums: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        inputs.append(args[0])
-        outputs.append(output)
-
-    handle = projection.register_forward_hook(keep)
-    try:
-        with tap_residual(layer, block.residual, sums, stop=True):
-            stream.calls[0].run(layer, stream.pruned)
-    except StopForward:
-        pass
-    finally:
-        handle.remove()
-    without = accumulation_dtype(sums[0]) - accumulation_dtype(outputs[0].reshape(sums[0].shape))
-    return counted_rows(accumulation_dtype(inputs[0]), stream), counted_rows(without, stream)
+        cuts.swap()
 
 
 def counted_rows(values: torch.Tensor, stream: Stream) -> torch.Tensor:
-    """The tokens of `[rows, length, size]` (or the same, flattened) that count, as `[tokens, size]`."""
-    return values.flatten(0, -2)[stream.counted.flatten()]
+    """The positions of `[rows, length, size]` (or the same, flattened) that count, as `[positions, size]`.
 
-
-def accumulation_dtype(values: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32; float64 stays."""
-    return values if values.dtype == torch.float64 else values.float()
+    All rows of values that are laid out in another way (windows of an image). Always a copy, since modelling code may
+    add to its tensors in place, in float32 or better.
+    """
+    flat, counted = values.flatten(0, -2), stream.counted
+    matches = values.shape[:-1] == counted.shape or (values.dim() == 2 and len(values) == counted.numel())
+    rows = flat[counted.flatten()] if matches else flat.clone()
+    return rows if rows.dtype == torch.float64 else rows.float()

@@ -7,9 +7,13 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune.anatomy import Block, ModelAnatomy, describe_model
+from hf_prune.anatomy import Block, ModelAnatomy, describe_model, weight_of
 from hf_prune.surgery import PruningPlan, apply_plan, outputs, write_metadata
 from tests.small_models import Batch
+
+TOLERANCE = 1e-4
+# A mask has to change the outputs by this much, or agreement within the tolerance means nothing.
+VISIBLE = 1000 * TOLERANCE
 
 
 def varied_plan(anatomy: ModelAnatomy, seed: int = 0) -> PruningPlan:
@@ -20,7 +24,9 @@ def varied_plan(anatomy: ModelAnatomy, seed: int = 0) -> PruningPlan:
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, tuple[int, ...]] = {}
     for blocks, empty, whole in ((anatomy.attentions, 1, 2), (anatomy.feed_forwards, 2, 1)):
-        for index, block in enumerate(blocks):
+        names = list(dict.fromkeys(block.group or block.key for block in blocks))
+        for block in blocks:
+            index = names.index(block.group or block.key)  # a layer's experts must keep equal counts
             if index % 3 == empty:
                 kept[block.key] = tuple(range(block.minimum))
             elif index % 3 == whole:
@@ -31,11 +37,11 @@ def varied_plan(anatomy: ModelAnatomy, seed: int = 0) -> PruningPlan:
 
 
 def _random_units(block: Block, generator: torch.Generator) -> tuple[int, ...]:
-    """Half of a block's units, the first one not among them; a block of fewer than two stays as it is."""
+    """Half of a block's units or one more, the first one not among them; a block of fewer than two stays as it is."""
     if block.units < 2:
         return tuple(range(block.units))
     order = (1 + torch.randperm(block.units - 1, generator=generator)).tolist()
-    return tuple(sorted(order[: block.units // 2]))
+    return tuple(sorted(order[: (block.units + 1) // 2]))
 
 
 def zeroed_copy(model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan) -> PreTrainedModel:
@@ -43,9 +49,10 @@ def zeroed_copy(model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for block in anatomy.blocks:
-            weight = masked.get_submodule(block.layer).get_submodule(block.output.path).weight
+            weight = weight_of(masked.get_submodule(block.layer), block.output)
             for unit in set(range(block.units)) - set(plan.units(block)):
-                weight[:, unit * block.output.width : (unit + 1) * block.output.width] = 0
+                for part in block.output.parts:
+                    weight[:, part.start + unit * part.width : part.start + (unit + 1) * part.width] = 0
     return masked
 
 

@@ -47,7 +47,8 @@ class Problem:
         return 1 + torch.linalg.lstsq(damped, right[:, None], driver="gelsd").solution[:, 0]
 
     def scales(self, damp: float, **options: Any) -> torch.Tensor:
-        return solve_mask_scales(*unit_equations(self.equations, self.weight, self.bias, self.width), damp, **options)
+        columns = torch.arange(self.units).repeat_interleave(self.width)
+        return solve_mask_scales(*unit_equations(self.equations, self.weight, self.bias, columns), damp, **options)
 
 
 @pytest.mark.parametrize(("units", "width"), [(4, 8), (12, 1), (1, 3), (40, 1)])
@@ -64,6 +65,21 @@ def test_equals_a_dense_solve(units: int, width: int, bias: bool, damp: float) -
 def test_equals_a_dense_solve_without_damping() -> None:
     problem = Problem(12, 1)
     assert torch.allclose(problem.scales(0.0), problem.dense_scales(0.0), rtol=1e-9)
+
+
+def test_columns_of_a_unit_need_not_be_neighbours() -> None:
+    problem = Problem(4, 8)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(1))
+    shuffled = NormalEquations.zeros(32, HIDDEN, torch.device("cpu"))
+    shuffled.add(problem.inputs[:, order], problem.targets)
+    owners = torch.arange(4).repeat_interleave(8)[order]
+    found = unit_equations(shuffled, problem.weight[:, order], problem.bias, owners)
+    assert torch.allclose(solve_mask_scales(*found), problem.dense_scales(1.0), rtol=1e-9, atol=1e-9)
+    single = Problem(12, 1)
+    backwards = NormalEquations.zeros(12, HIDDEN, torch.device("cpu"))
+    backwards.add(single.inputs.flip(1), single.targets)
+    found = unit_equations(backwards, single.weight.flip(1), single.bias, torch.arange(12).flip(0))
+    assert torch.allclose(solve_mask_scales(*found), single.dense_scales(1.0), rtol=1e-9, atol=1e-9)
 
 
 def test_singular_system_gets_the_least_change() -> None:
@@ -135,7 +151,7 @@ class TestTuner:
         fit.add(made.inputs[:17], made.targets[:17])
         held_out.add(made.inputs[17:], made.targets[17:])
         self.made = made
-        return ReconstructionProblem(blocks[1], made.weight, made.bias, fit, held_out)
+        return ReconstructionProblem(blocks[1], made.weight, made.bias, torch.arange(12), fit, held_out)
 
     def test_scales_are_folded_into_the_columns(self) -> None:
         repair = MaskTuner(damp=1.0)(self.problem())
@@ -154,6 +170,7 @@ class TestTuner:
         blocks = describe_model(case("bert", "bare").model()).blocks
         nothing = NormalEquations.zeros(0, HIDDEN, torch.device("cpu"))
         tuner = MaskTuner()
-        problem = ReconstructionProblem(blocks[1], torch.zeros(HIDDEN, 0), torch.zeros(HIDDEN), nothing, nothing)
+        weight, bias, none = torch.zeros(HIDDEN, 0), torch.zeros(HIDDEN), torch.arange(0)
+        problem = ReconstructionProblem(blocks[1], weight, bias, none, nothing, nothing)
         assert tuner(problem) is None
         assert tuner.stopped_at is None

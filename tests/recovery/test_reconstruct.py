@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ class Recorder:
     def __call__(self, problem: ReconstructionProblem) -> Repair | None:
         # The projection is overwritten in place once the repair is known.
         kept = (problem.weight.clone(), None if problem.bias is None else problem.bias.clone())
-        self.problems[problem.block.key] = ReconstructionProblem(problem.block, *kept, problem.fit, problem.held_out)
+        self.problems[problem.block.key] = replace(problem, weight=kept[0], bias=kept[1])
         return self.solve(problem)
 
 
@@ -162,10 +163,9 @@ def test_refit_without_ridge_never_worse_than_mask_tuning(item: Case) -> None:
 
     def both(problem: ReconstructionProblem) -> Repair | None:
         sums = problem.fit + problem.held_out
-        width = problem.block.output.width
-        scales = solve_mask_scales(*unit_equations(sums, problem.weight, problem.bias, width), damp=0.0)
+        scales = solve_mask_scales(*unit_equations(sums, problem.weight, problem.bias, problem.columns), damp=0.0)
         refitted = refit_projection(sums, problem.weight, problem.bias, 0.0)
-        tuned = problem.weight * scales.repeat_interleave(width)
+        tuned = problem.weight * scales[problem.columns]
         slack = 1e-9 * sums.target_square.item()
         compared.append((sums.error(*refitted), sums.error(tuned, problem.bias)))
         assert compared[-1][0] <= compared[-1][1] + slack
@@ -233,7 +233,7 @@ def test_scales_folded_into_weights_equal_scaled_gates() -> None:
         problem = recorder.problems[block.key]
         if block.key in repairs:
             sums = problem.fit + problem.held_out
-            equations = unit_equations(sums, problem.weight, problem.bias, block.output.width)
+            equations = unit_equations(sums, problem.weight, problem.bias, problem.columns)
             gate[gate != 0] = solve_mask_scales(*equations).float()
     with UnitGates(model, anatomy.blocks, gates):
         expected = run(model, data[0])

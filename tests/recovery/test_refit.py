@@ -85,7 +85,8 @@ def test_without_ridge_never_worse_than_mask_tuning(width: int, seed: int, with_
     bias = normal(HIDDEN, seed=seed + 20) if with_bias else None
     targets = normal(40, HIDDEN, seed=seed + 30)
     sums = equations(inputs, targets)
-    scales = solve_mask_scales(*unit_equations(sums, weight, bias, width), damp=0.0).repeat_interleave(width)
+    owners = torch.arange(COLUMNS // width).repeat_interleave(width)
+    scales = solve_mask_scales(*unit_equations(sums, weight, bias, owners), damp=0.0)[owners]
     tuned = error(inputs, targets, weight * scales, bias)
     refitted = error(inputs, targets, *refit_projection(sums, weight, bias, 0.0))
     assert refitted <= tuned <= error(inputs, targets, weight, bias)
@@ -148,7 +149,7 @@ def test_weights_that_explode_are_not_taken() -> None:
     inputs, weight = 1e-6 * normal(60, COLUMNS, seed=1), normal(HIDDEN, COLUMNS, seed=2)
     targets = inputs @ (1e6 * normal(HIDDEN, COLUMNS, seed=3)).T
     parts = [equations(inputs[rows], targets[rows]) for rows in torch.arange(60).split(30)]
-    repair = refit_weights(ReconstructionProblem(block, weight, None, *parts))
+    repair = refit_weights(ReconstructionProblem(block, weight, None, torch.arange(COLUMNS), *parts))
     assert repair is None or repair.weight.norm() <= 10 * weight.norm()
     assert refit_projection(parts[0], weight, None, 1e-6)[0].norm() > 1e4 * weight.norm()
 
@@ -169,7 +170,7 @@ def test_repair_uses_all_tokens_once_the_strength_is_chosen(data) -> None:
     inputs, targets, weight, bias = data
     block = describe_model(case("bert", "bare").model()).blocks[1]
     fit, held_out = equations(inputs[:40], targets[:40]), equations(inputs[40:], targets[40:])
-    repair = refit_weights(ReconstructionProblem(block, weight, bias, fit, held_out))
+    repair = refit_weights(ReconstructionProblem(block, weight, bias, torch.arange(weight.shape[1]), fit, held_out))
     ridge = choose_ridge(fit, held_out, weight, bias)
     expected = dense_ridge(inputs, targets, weight, ridge, True)
     assert torch.allclose(repair.weight, expected[0], rtol=1e-8)
@@ -182,6 +183,6 @@ def test_block_without_columns_gets_a_new_bias_only() -> None:
     empty = torch.zeros(40, 0, dtype=torch.float64)
     fit, held_out = equations(empty[:30], targets[:30]), equations(empty[30:], targets[30:])
     weight, bias = torch.zeros(HIDDEN, 0, dtype=torch.float64), torch.zeros(HIDDEN, dtype=torch.float64)
-    repair = refit_weights(ReconstructionProblem(block, weight, bias, fit, held_out))
+    repair = refit_weights(ReconstructionProblem(block, weight, bias, torch.arange(weight.shape[1]), fit, held_out))
     assert repair.weight.shape == (HIDDEN, 0)
     assert torch.allclose(repair.bias, targets.mean(0))
