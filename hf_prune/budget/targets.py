@@ -109,10 +109,20 @@ def in_wanted_units(anatomy: ModelAnatomy, config: PruningConfig) -> ModelAnatom
 
 
 def _wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
-    """The blocks that may be pruned; a mixture of experts may be excluded by its own name."""
+    """The blocks that may be pruned; a mixture of experts may be excluded by its own name.
+
+    A sublayer whose units cannot be told apart is a candidate only where it is named: one score for all of it says
+    little (where a norm follows it, its gate has a gradient of zero), and it would be gone altogether.
+    """
     wanted = config.targets(_names(anatomy))
-    excluded = _groups(anatomy) - wanted if config.target_modules is None else set()
-    return {block.key for block in anatomy.blocks if block.key in wanted and block.group not in excluded}
+    if config.target_modules is not None:
+        return {block.key for block in anatomy.blocks if block.key in wanted}
+    excluded = _groups(anatomy) - wanted
+    return {
+        block.key
+        for block in anatomy.blocks
+        if block.key in wanted and block.group not in excluded and block.unit != "sublayer"
+    }
 
 
 def _names(anatomy: ModelAnatomy) -> list[str]:
