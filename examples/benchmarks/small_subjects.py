@@ -4,6 +4,7 @@ that was not calibrated on.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -137,9 +138,7 @@ class Digits(Subject):
         self._trained = _train_vit(*self._train, epochs)
 
     def model(self) -> PreTrainedModel:
-        model = ViTForImageClassification(self._trained.config)
-        model.load_state_dict(self._trained.state_dict())
-        return model.eval()
+        return copy.deepcopy(self._trained)
 
     def calibration(self, seed: int) -> Dataset:
         pixels, targets = self._train

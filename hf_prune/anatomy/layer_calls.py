@@ -45,7 +45,9 @@ class LayerCall:
         tensors = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
         keyword = "hidden_states" if "hidden_states" in tensors else next(iter(tensors), None)
         if keyword is None:
-            raise UnsupportedModelError(f"{layer} is called without a tensor of hidden states; such a call cannot be repeated.")
+            raise UnsupportedModelError(
+                f"{layer} is called without a tensor of hidden states; such a call cannot be repeated."
+            )
         hidden = kwargs[keyword]
         del others[keyword]
         return cls(layer, tuple(rest), others, keyword), hidden

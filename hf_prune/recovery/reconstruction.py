@@ -20,11 +20,11 @@ from ..anatomy import Block, ModelAnatomy, UndoLog, cut_layer, cut_model, give_o
 from ..anatomy.blocks import kept_indices
 from ..anatomy.layer_calls import Segment
 from ..anatomy.segments import find_segments
-from ..calibration import Batch, CalibrationData
+from ..calibration import Batch, CalibrationData, without_labels
 from ..errors import PruningError
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations, TokenBuffer
-from .streams import Stream, forward_inputs, open_streams, swapped
+from .streams import Stream, few_examples, open_streams, swapped
 from .targets import Step, block_inputs, dense_targets, find_steps
 
 # Every fourth batch is held out for choosing regularisation; the final solve uses all of them.
@@ -82,7 +82,7 @@ def reconstruct(
         anatomy: from `describe_model`.
         units: kept units of each block, by key.
         data: sums over processes go through it.
-        batches: this process's calibration batches; labels are not used.
+        batches: this process's batches from `data`; labels are not used.
         solve: turns a block's problem into its repair, or None to leave the block as it is.
         progress: called with each block's key when it is done.
 
@@ -95,7 +95,7 @@ def reconstruct(
     work = _Reconstruction(model, anatomy, units, data, solve, progress)
     pending = list(batches)
     with frozen(model), _whole_sequences(model), torch.no_grad():
-        inputs = forward_inputs(model, data.first())
+        inputs = without_labels(few_examples(data.first()))
         steps = find_steps(model, anatomy, inputs)
         segments = find_segments(model, anatomy.layers, inputs)
         for number, segment in enumerate(segments):

@@ -61,7 +61,7 @@ def open_streams(
         A stream per batch; where one layer runs several times, one for every run, which starts from what the dense
         model has there.
     """
-    inputs = [forward_inputs(model, batch) for batch in batches]
+    inputs = [without_labels(batch) for batch in batches]
     dense = [record_calls(model, segment, item) for item in inputs]
     pruned = dense
     if cut and not segment.shared:
@@ -99,28 +99,21 @@ def _positions_read(
     return found
 
 
-def forward_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
-    """What `forward` gets: no labels, but the decoder's inputs where the model makes them from its labels."""
-    inputs = without_labels(batch)
-    labels = batch.get("labels")
-    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    given = {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
-    if _has_two_halves(model) and isinstance(labels, torch.Tensor) and shift is not None and not given:
-        inputs["decoder_input_ids"] = shift(labels=labels)
-    return inputs
+def few_examples(batch: Batch) -> Batch:
+    """Two examples of a batch: enough to see what a model does; all of it where not every tensor has a row for each."""
+    sizes = {len(value) if value.dim() else 0 for value in batch.values() if isinstance(value, torch.Tensor)}
+    if len(sizes) != 1:
+        return batch
+    return {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def valid_positions(model: PreTrainedModel, layer: str, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
     """Which positions of a layer's hidden states are not padding; all of them where the batch does not say."""
-    decodes = _has_two_halves(model) and "decoder" in layer.split(".")
+    decodes = getattr(model.config, "is_encoder_decoder", False) and "decoder" in layer.split(".")
     mask = decoder_tokens(batch) if decodes else valid_tokens(batch)
     if mask is None or mask.shape != hidden.shape[:-1]:
         return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
     return mask.to(hidden.device)
-
-
-def _has_two_halves(model: PreTrainedModel) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 @contextmanager

@@ -16,9 +16,8 @@ from hf_prune import describe_model
 from hf_prune.anatomy import Block, ModelAnatomy, UndoLog, cut_layer
 from hf_prune.anatomy.reading import has_path
 from hf_prune.anatomy.segments import find_segments
-from hf_prune.calibration import CalibrationData
+from hf_prune.calibration import CalibrationData, without_labels
 from hf_prune.recovery import MaskTuner, ReconstructionProblem, Repair, reconstruct, refit_projection, refit_weights
-from hf_prune.recovery.streams import forward_inputs
 from hf_prune.recovery.targets import find_steps
 from hf_prune.surgery import PruningPlan, apply_plan
 from tests.conformance.plans import varied_plan
@@ -47,7 +46,7 @@ class Hooks:
     def run(self, batches: Sequence[Batch]) -> Hooks:
         with self._registered(), torch.no_grad():
             for batch in batches:
-                self.model(**forward_inputs(self.model, batch))
+                self.model(**without_labels(batch))
         return self
 
     @contextmanager
@@ -137,14 +136,15 @@ class Recorder:
 def repair(model: PreTrainedModel, plan: PruningPlan, batches: list[Batch], solve: Any) -> dict[str, Repair]:
     anatomy = describe_model(model)
     units = {block.key: plan.units(block) for block in anatomy.blocks}
-    return reconstruct(model, anatomy, units, CalibrationData(batches, model), batches, solve)
+    data = CalibrationData(batches, model)
+    return reconstruct(model, anatomy, units, data, data, solve)
 
 
 @pytest.mark.parametrize("item", ARCHITECTURES, ids=str)
 def test_segments_and_targets(item: Architecture) -> None:
     model = item.build()
     anatomy = describe_model(model)
-    inputs = forward_inputs(model, item.batches(model, 1)[0])
+    inputs = without_labels(item.batches(model, 1)[0])
     with torch.no_grad():
         segments = find_segments(model, anatomy.layers, inputs)
         steps = find_steps(model, anatomy, inputs)
@@ -165,8 +165,8 @@ def test_problems_are_those_of_the_whole_models(item: Architecture, solver: str)
     plan = varied_plan(anatomy)
     recorder = Recorder(SOLVERS[solver]())
     with torch.no_grad():
-        steps = find_steps(model, anatomy, forward_inputs(model, batches[0]))
-        segments = find_segments(model, anatomy.layers, forward_inputs(model, batches[0]))
+        steps = find_steps(model, anatomy, without_labels(batches[0]))
+        segments = find_segments(model, anatomy.layers, without_labels(batches[0]))
     dense = Hooks(model, anatomy).run(batches)
     before = copy.deepcopy(model.state_dict())
     repairs = repair(model, plan, batches, recorder)
