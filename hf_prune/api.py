@@ -30,7 +30,7 @@ from .report.result import PruningResult
 from .scores import evaluating, modes_restored
 from .strategies.base import Cut
 from .surgery import apply_plan, drop_identity_layers, write_metadata
-from .surgery.metadata import metadata_snapshot, restore_metadata, write_metrics
+from .surgery.metadata import write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def prune_model(
     with clock("surgery"):
         cut = replace(cut, plan=drop_identity_layers(model, anatomy, cut.plan, data.first()))
         log, timing = _cut_and_time(model, anatomy, config, cut, data)
-    with _undone_on_failure(model, anatomy, log, trained=retrain is not None):
+    with _undone_on_failure(model, log, trained=retrain is not None):
         report = build_report(
             model=model,
             config=config,
@@ -163,24 +163,24 @@ def _cut_and_time(
 
 
 @contextmanager
-def _undone_on_failure(model: PreTrainedModel, anatomy: ModelAnatomy, log: UndoLog, trained: bool) -> Iterator[None]:
-    """Takes the cut back, and any training since, if what follows it fails or is interrupted.
+def _undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> Iterator[None]:
+    """Takes the cut back, with its metadata and any training since, if what follows it fails or is interrupted.
 
     Modules are back in their modes at the end either way.
     """
     device = model.device
-    weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters()] if trained else []
-    metadata = metadata_snapshot(model, anatomy)
+    state: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
+        if trained:
+            state = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
         with modes_restored(model):
             yield
     except BaseException:
         with torch.no_grad():
-            for parameter, value in weights:
-                parameter.copy_(value)
-                parameter.grad = None
+            for tensor, value in state:
+                tensor.copy_(value)
+                tensor.grad = None
         log.roll_back()
-        restore_metadata(metadata)
         if model.device != device:
             model.to(device)
         raise

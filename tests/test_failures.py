@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +16,6 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
 )
 
 from hf_prune import (
@@ -38,6 +34,7 @@ from hf_prune.surgery import PruningPlan, apply_plan, verify
 from tests.conformance.plans import prune
 from tests.failing import Failing
 from tests.small_models import Batch, case
+from tests.witness import Witness
 
 BERT = case("bert", "classification")
 
@@ -49,37 +46,6 @@ def batches() -> list[Batch]:
 
 def config(**settings: Any) -> FisherPruningConfig:
     return FisherPruningConfig(**{"flops": 0.5, "latency_batch_size": 2} | settings)
-
-
-class Witness:
-    """What a model was, down to its hooks; raises if anything of it has changed."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.state = copy.deepcopy(model.state_dict())
-        self.footprint = self._footprint()
-
-    def _footprint(self) -> dict[str, Any]:
-        # What transformers notes down itself is left out: on the first loss, on making a Trainer, on saving.
-        notes = ("problem_type", "use_cache", "architectures", "dtype")
-        settings = copy.deepcopy(self.model.config.to_dict())
-        found: dict[str, Any] = {name: value for name, value in settings.items() if name not in notes}
-        for name, module in self.model.named_modules():
-            own = sorted(set(vars(module)) - {"_is_accelerate_prepared"})
-            found[name] = (module.training, len(module._forward_hooks), len(module._forward_pre_hooks), own)
-        for name, parameter in self.model.named_parameters():
-            found[name] = (parameter.requires_grad, parameter.grad)
-        return found
-
-    def check(self) -> None:
-        state = self.model.state_dict()
-        assert list(state) == list(self.state)
-        for name, value in self.state.items():
-            assert torch.equal(state[name], value), name
-        found = self._footprint()
-        changed = {name: value for name, value in found.items() if value != self.footprint.get(name)}
-        assert changed == {}
-        assert found.keys() == self.footprint.keys()
 
 
 def labelled(**columns: Any) -> list[Batch]:
@@ -293,34 +259,4 @@ def test_interrupted_measurement_leaves_the_model(
     monkeypatch.setattr(latency, "forward_pass", lambda *given: Failing(right(*given), works, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, FisherPruningConfig(**budget, latency_batch_size=2), batches)
-    witness.check()
-
-
-@pytest.mark.parametrize("when", ["making the trainer", "in the middle of training", "after training"])
-def test_interrupted_retraining_leaves_the_model(
-    when: str, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = BERT.model()
-    rows = Dataset.from_dict({key: value.tolist() for key, value in batches[0].items()})
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True
-    )
-
-    class Interrupted(Trainer):
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if when == "in the middle of training" and self.state.global_step == 2:
-                raise KeyboardInterrupt
-            return super().training_step(*args, **kwargs)
-
-    def retrain(pruned: PreTrainedModel) -> Trainer:
-        if when == "making the trainer":
-            raise KeyboardInterrupt
-        return Interrupted(pruned, arguments, train_dataset=rows)
-
-    if when == "after training":
-        evaluate = Failing(api_module.evaluate_model, 1, KeyboardInterrupt)
-        monkeypatch.setattr(api_module, "evaluate_model", evaluate)
-    witness = Witness(model)
-    with pytest.raises(KeyboardInterrupt):
-        prune_model(model, config(), batches, eval_dataset=rows, retrain=retrain)
     witness.check()

@@ -1,4 +1,4 @@
-"""What must hold exactly, on small random models of every family with every task head.
+"""What must hold exactly, on small random text encoders with every task head (`families.py` has all other models).
 
 1. The masked model equals the shrunk one: outputs differ by at most 1e-4, where masked and dense differ by at least
    1,000 times that. Four deliberate mistakes (another head, another filter, rows in the wrong order) must fail the same

@@ -35,6 +35,7 @@ import hf_prune
 from hf_prune.anatomy import supported_model_types
 
 TARGET = 120
+_OTHERS = (WRONG, REFUSED, NOT_JUDGED, NOT_BUILT)
 _SHOWN = 140  # characters of a reason
 
 
@@ -75,9 +76,6 @@ def summary_table(outcomes: Mapping[str, Outcome]) -> str:
     groups |= {word: {name for name in outcomes if outcomes[name].outcome == word} for word in _OTHERS}
     rows = [[word, len(names), len(names & known), len(names - known)] for word, names in groups.items()]
     return markdown_table(["outcome", "model types", "in the table", "proved on the spot"], rows)
-
-
-_OTHERS = (WRONG, REFUSED, NOT_JUDGED, NOT_BUILT)
 
 
 def reason_list(outcomes: Mapping[str, Outcome], word: str) -> str:

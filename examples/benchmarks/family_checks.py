@@ -28,6 +28,7 @@ REFUSED = "refused"
 SUPPORTED = "supported"
 WRONG = "wrong"
 NOT_JUDGED = "not judged"
+_KINDS = ("attentions", "feed_forwards")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ def check_type(model_type: str, seconds: int = 60) -> Outcome:
     try:
         with time_limit(seconds):
             return _pruned(model)
-    except UnsupportedModelError as error:
-        return Outcome(REFUSED, _short(error))
     except TimeLimit as error:
         return Outcome(NOT_JUDGED, _short(error))
     except Exception as error:
@@ -128,8 +127,10 @@ def _scale_weights(model: PreTrainedModel) -> None:
 
 
 def _pruned(model: PreTrainedModel) -> Outcome:
-    anatomy = describe_model(model)
-    batch = example_batch(model)
+    try:
+        anatomy, batch = describe_model(model), example_batch(model)
+    except UnsupportedModelError as error:  # later on, having accepted the model, it would be a mistake
+        return Outcome(REFUSED, _short(error))
     plan = _random_plan(anatomy)
     before, dense = model.num_parameters(), _outputs(model, batch)
     masked = _outputs(_zeroed(model, anatomy, plan), batch)
@@ -146,9 +147,6 @@ def _pruned(model: PreTrainedModel) -> Outcome:
         reason = f"no example shows what {unseen[0]} does"
         return Outcome(NOT_JUDGED, reason, parameters=(before, after), **counts)
     return Outcome(SUPPORTED, parameters=(before, after), **counts)
-
-
-_KINDS = ("attentions", "feed_forwards")
 
 
 def _wrong_cut(effect: float, difference: float, gone: int, anatomy: ModelAnatomy, plan: PruningPlan) -> str:

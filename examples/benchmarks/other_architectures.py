@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from arguments import benchmark_parser, prepare_run, write_results
+from cells import CellCache, default_cache
 from intervals import Estimate
 from markdown_tables import markdown_table
 from small_subjects import Digits, Sorter, Stories, Subject
@@ -31,31 +33,29 @@ def subjects_of(arguments: argparse.Namespace) -> dict[str, Callable[[], Subject
     }
 
 
-def measure(subject: Subject, seeds: int, round_to: int) -> list[dict[str, Any]]:
-    """The score at every budget with every recovery and calibration sample."""
+def measure(name: str, subject: Subject, cache: CellCache, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The score at every budget with every recovery and calibration sample, measured now or earlier."""
     cells = []
-    total = len(FLOPS) * len(RECOVERIES) * seeds
-    with tqdm(total=total, desc=subject.title.split(" (")[0], unit="cell", disable=None) as bar:
-        for seed in range(seeds):
-            rows = subject.calibration(seed)
-            for flops in FLOPS:
-                for recovery in RECOVERIES:
-                    cells.append(_cell(subject, rows, flops, recovery, seed, round_to))
-                    bar.update()
-    return [cell for cell in cells if cell]
+    asked = [(seed, flops, kind) for seed in range(arguments.seeds) for flops in FLOPS for kind in RECOVERIES]
+    for seed, flops, recovery in tqdm(asked, desc=name, unit="cell"):
+        config = FisherPruningConfig(flops=flops, recovery=recovery, round_to=arguments.round_to)
+        settings = {"subject": name, "seed": seed, "tag": arguments.tag, "config": config.to_dict()}
+        cell = f"{name}-{flops}-{recovery}-seed{seed}"
+        measured = cache.read(cell, settings)
+        if measured is None:
+            measured = _measured(subject, config, seed)
+            cache.write(cell, settings, measured)
+        cells.append({"flops": flops, "recovery": recovery, "seed": seed, **measured})
+    return [cell for cell in cells if "score" in cell]
 
 
-def _cell(subject: Subject, rows: Any, flops: float, recovery: str, seed: int, round_to: int) -> dict[str, Any]:
+def _measured(subject: Subject, config: FisherPruningConfig, seed: int) -> dict[str, Any]:
     model = subject.model()
-    config = FisherPruningConfig(flops=flops, recovery=recovery, round_to=round_to)
     try:
-        report = prune_model(model, config, rows).report
+        report = prune_model(model, config, subject.calibration(seed)).report
     except InfeasibleBudgetError as error:
-        tqdm.write(f"{subject.title}: {error}")
-        return {}
-    kept = report.pruned.flops / report.dense.flops
-    score = subject.score(model)
-    return {"flops": flops, "recovery": recovery, "seed": seed, "kept_flops": kept, "score": score}
+        return {"refused": str(error)}
+    return {"kept_flops": report.pruned.flops / report.dense.flops, "score": subject.score(model)}
 
 
 def table(subject: Subject, dense: float, cells: Sequence[dict[str, Any]]) -> str:
@@ -82,6 +82,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
     names = ("stories", "sorter", "digits")
     parser.add_argument("--subjects", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--cache", type=Path, default=default_cache("other_architectures"), help="default: %(default)s")
+    parser.add_argument("--tag", default="", help="part of every cell's key: the state of the code that is measured")
     parser.add_argument("--seeds", type=int, default=3, help="calibration samples; default: %(default)s")
     parser.add_argument(
         "--round-to", type=int, default=1, help="widths are multiples of this; these models are too small for 8"
@@ -97,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.subjects:
         subject = subjects_of(arguments)[name]()
         dense = subject.score(subject.model())
-        cells = measure(subject, arguments.seeds, arguments.round_to)
-        print(table(subject, dense, cells))
+        cells = measure(name, subject, CellCache(arguments.cache), arguments)
+        print(table(subject, dense, cells), flush=True)
         results.append({"model": subject.title, "metric": subject.metric, "dense": dense, "cells": cells})
     write_results(arguments.output, {"round_to": arguments.round_to, "subjects": results})
 

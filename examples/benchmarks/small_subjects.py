@@ -23,6 +23,7 @@ from transformers import (
 )
 
 STORY_TOKENS = 256
+CALIBRATION_STORIES, CALIBRATION_TOKENS = 512, 128
 EVALUATION_STORIES = 40
 DIGITS, SORTED_LENGTH = 3, 6
 
@@ -76,8 +77,8 @@ class Stories(Subject):
 
     def calibration(self, seed: int) -> Dataset:
         others = range(EVALUATION_STORIES, len(self._rows))
-        chosen = np.random.default_rng(seed).permutation(others)[:1024]
-        rows = [self._rows[index] for index in chosen]
+        chosen = np.random.default_rng(seed).permutation(others)[:CALIBRATION_STORIES]
+        rows = [self._rows[index][:CALIBRATION_TOKENS] for index in chosen]
         return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
     def score(self, model: PreTrainedModel) -> float:
@@ -142,7 +143,7 @@ class Digits(Subject):
 
     def calibration(self, seed: int) -> Dataset:
         pixels, targets = self._train
-        chosen = np.random.default_rng(seed).permutation(len(pixels))[:1024]
+        chosen = np.random.default_rng(seed).permutation(len(pixels))[:512]
         rows: dict[str, Any] = {"pixel_values": pixels[chosen].numpy(), "labels": targets[chosen].tolist()}
         return Dataset.from_dict(rows).with_format("torch")
 

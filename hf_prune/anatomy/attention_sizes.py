@@ -73,9 +73,7 @@ class HeadSizes:
             makes, queries + keys + values
         )
 
-    def units(
-        self, slices: bool, coupled: bool
-    ) -> tuple[int, Literal["heads", "KV groups", "filters", "sublayer"]]:
+    def units(self, slices: bool, coupled: bool) -> tuple[int, Literal["heads", "KV groups", "filters", "sublayer"]]:
         """How many units there are and what they are: KV groups, or the query heads around one shared key."""
         if coupled:
             return min(1, self.heads), "sublayer"

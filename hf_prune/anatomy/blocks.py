@@ -206,9 +206,11 @@ class ModelAnatomy:
 
     Attributes:
         model_type: `config.model_type` of the root.
-        layers: paths of the layers, from the root, in the order in which they run.
-        blocks: the prunable sublayers, in the order in which they run. Of a mixture of experts every expert is one,
-            with filters as units.
+        layers: paths of the layers with something to prune, from the root, in the order of the model's modules. Inside
+            a list of layers that is the order in which they run; of several lists it need not be (a CLIP model runs
+            its images first).
+        blocks: the prunable sublayers, layer by layer. Of a mixture of experts every expert is one, with filters as
+            units.
         experts: the same experts seen as the units of one block per layer; to remove whole experts, let
             `with_whole_experts` put these in place of the others.
     """

@@ -16,6 +16,7 @@ from .experts import has_experts, read_filters, read_whole
 from .families import family_of, known_sublayers, supported_model_types
 from .layouts import AttentionLayout, ExpertsLayout, Layout
 from .parallel_plan import planned_sublayers
+from .proof import prove
 from .reading import fits, read_block
 
 
@@ -30,7 +31,7 @@ def describe_model(model: PreTrainedModel) -> ModelAnatomy:
         model: any transformers model, with any task head, dense or already pruned.
 
     Returns:
-        The blocks in the order in which they run, with units, projections and the cost of a unit.
+        The blocks in the order of the model's modules, with units, projections and the cost of a unit.
 
     Raises:
         UnsupportedModelError: nothing that is known was found, the proof failed, or a module is not what the table
@@ -50,8 +51,6 @@ def describe_model(model: PreTrainedModel) -> ModelAnatomy:
     anatomy = ModelAnatomy(model.config.model_type, layers, blocks, experts)
     unknown = unknown_model_types(model)
     if unknown:
-        from .proof import prove
-
         anatomy = prove(model, anatomy, unknown)
     return anatomy
 
@@ -154,7 +153,8 @@ def _stack_blocks(model: PreTrainedModel, stack: _Stack) -> Iterator[Block]:
                 # the first layer of each kind, where kinds of attention have caches of their own).
                 needed = layout.cached and _decodes(stack.holder, layer.get_submodule(layout.core))
                 minimum = int((needed and layer_type not in first_of_type) or layout.returns is None)
-                first_of_type.add(layer_type)
+                if layout.cached:
+                    first_of_type.add(layer_type)
             local_key = _inside(name, owner_path).removeprefix(f"{owner.base_model_prefix}.")
             for suffix, fields in found.items():
                 needed_units = fields.pop("minimum", minimum)

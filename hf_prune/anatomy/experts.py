@@ -118,7 +118,7 @@ def read_whole(layer: nn.Module, layout: ExpertsLayout, config: Any, key: str) -
 
 def stacked_parameters(module: nn.Module, experts: int) -> list[str]:
     """Names of a module's own parameters whose first axis is that of the experts."""
-    return [name for name, value in module.named_parameters(recurse=False) if len(value) == experts]
+    return [name for name, value in module.named_parameters(recurse=False) if value.dim() and len(value) == experts]
 
 
 def expert_counts(layer: nn.Module, layout: ExpertsLayout, experts: int) -> list[tuple[nn.Module, str]]:

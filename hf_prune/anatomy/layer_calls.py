@@ -182,10 +182,18 @@ def layer_shapes(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[
 
 
 def run_model(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> Any:
-    """A forward pass without a cache; what is drawn at random (masks of an autoencoder) is the same every time."""
+    """A forward pass without a cache; what is drawn at random (masks of an autoencoder) is the same every time.
+
+    Args:
+        model: the model.
+        inputs: keyword arguments of its `forward`.
+        options: further ones, which are left out where `forward` does not take them.
+    """
     accepted = inspect.signature(model.forward).parameters
-    settings = {name: value for name, value in {"use_cache": False, **options}.items() if name in accepted}
-    devices = [model.device] if model.device.type == "cuda" else []
+    flexible = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    given = options if flexible else {name: value for name, value in options.items() if name in accepted}
+    settings = {"use_cache": False, **given} if "use_cache" in accepted else given
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return model(**{**inputs, **settings})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .blocks import Block, weight_of
+from .blocks import Block, Projection, weight_of
 from .cut_together import cut_layer
+from .layer_calls import Forward, replaced_forwards, run_model
 from .undo import UndoLog
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -54,13 +55,13 @@ class LayerTrial:
             The largest change by the mask, the largest difference between mask and cut, and the largest output.
         """
 
+        units = {block.key: stay for block, stay in zip(self._members, kept, strict=True)}
+
         def mask(log: UndoLog) -> None:
-            for block, units in zip(self._members, kept, strict=True):
-                mask_block(self._layer, block, units, log)
+            mask_layer(self._layer, self._members, units, log)
 
         def cut(log: UndoLog) -> None:
-            keys = [block.key for block in self._members]
-            cut_layer(self._layer, self._members, dict(zip(keys, kept, strict=True)), log)
+            cut_layer(self._layer, self._members, units, log)
 
         masked, shrunk = self._changed(mask), self._changed(cut)
         return differ(self._dense, masked), differ(masked, shrunk), float(masked[0].abs().max())
@@ -90,44 +91,43 @@ def recorded_calls(
     """
     calls: dict[str, Call] = {}
 
-    def hook(path: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def wrap(path: str, own: Forward) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             if path not in calls:  # copied, because caches fill up as the model runs on
                 calls[path] = copy.deepcopy((args, kwargs))
+            return own(*args, **kwargs)
 
-        return note
+        return forward
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True) for path in layers]
-    try:
-        outputs = run_plainly(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, outputs
+    with replaced_forwards(model, layers, wrap):
+        return calls, run_plainly(model, batch)
 
 
 def run_plainly(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[torch.Tensor]:
     """The model's outputs, without what has an axis of heads or depends on a cache."""
-    accepted = inspect.signature(model.forward).parameters
     plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-    flexible = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    given = {name: value for name, value in plain.items() if flexible or name in accepted}
-    torch.manual_seed(0)  # masks drawn at random in the forward pass must be the same ones each time
-    return list(tensors(model(**{**batch, **given})))
+    return list(tensors(run_model(model, batch, **plain)))
 
 
-def mask_block(layer: nn.Module, block: Block, units: Sequence[int], log: UndoLog) -> None:
-    """Zeroes the columns of the output projection that belong to other units than `units`."""
-    if block.output.expert is None:
-        module, name = layer.get_submodule(block.output.path), "weight"
-    else:
-        parent, _, name = block.output.path.rpartition(".")
-        module = layer.get_submodule(parent)
-    log.set(module, name, nn.Parameter(module.get_parameter(name).detach().clone(), requires_grad=False))
-    removed = [unit for unit in range(block.units) if unit not in units]
-    columns = [column for column, unit in enumerate(block.columns.tolist()) if unit in removed]
-    with torch.no_grad():
-        weight_of(layer, block.output)[:, columns] = 0  # a view of the new parameter
+def mask_layer(layer: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], log: UndoLog) -> None:
+    """Zeroes the columns of the blocks' output projections that belong to other units than those kept, by key."""
+    copied: set[str] = set()
+    for block in blocks:
+        if block.output.path not in copied:  # experts share one parameter
+            _copy_weight(layer, block.output, log)
+            copied.add(block.output.path)
+        columns = torch.from_numpy(np.flatnonzero(np.isin(block.columns, kept[block.key], invert=True)))
+        with torch.no_grad():
+            weight = weight_of(layer, block.output)  # a view of the new parameter
+            weight[:, columns.to(weight.device)] = 0
+
+
+def _copy_weight(layer: nn.Module, projection: Projection, log: UndoLog) -> None:
+    """Puts a copy in the place of the parameter that a projection's weight is, or is a part of."""
+    path = projection.path if projection.expert is not None else f"{projection.path}.weight"
+    parent, _, name = path.rpartition(".")
+    parameter = layer.get_parameter(path).detach().clone()
+    log.set(layer.get_submodule(parent), name, nn.Parameter(parameter, requires_grad=False))
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -152,6 +152,8 @@ def differ(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
 
 def _telling(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Values with which a parameter shows in the output, whatever it was initialised to."""
+    if not parameter.numel():  # of a block that an earlier cut has left without units
+        return parameter
     if parameter.dim() < 2:
         noise = 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
         return noise if name.endswith("bias") else 1 + noise

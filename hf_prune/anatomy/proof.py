@@ -22,7 +22,7 @@ from .blocks import Block, ModelAnatomy
 from .cut_together import cut_model
 from .example_inputs import example_batch
 from .example_media import Batch
-from .layer_trial import Call, LayerTrial, differ, mask_block, recorded_calls, run_plainly
+from .layer_trial import Call, LayerTrial, differ, mask_layer, recorded_calls, run_plainly
 from .position_tables import give_own_tables
 from .undisturbed import undisturbed
 from .undo import UndoLog
@@ -170,8 +170,8 @@ def _prove_together(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch,
                 give_own_tables(model, anatomy.blocks, set(kept), log)
                 cut_model(model, anatomy.blocks, kept, log)
             else:
-                for block in anatomy.blocks:
-                    mask_block(model.get_submodule(block.layer), block, kept[block.key], log)
+                for path in anatomy.layers:
+                    mask_layer(model.get_submodule(path), anatomy.blocks_of_layer(path), kept, log)
             return run_plainly(model, batch)
         finally:
             log.roll_back()

@@ -56,16 +56,16 @@ class _Event:
 
 def _observe(model: PreTrainedModel, layers: Sequence[str], inputs: Mapping[str, Any]) -> list[_Event]:
     events: list[_Event] = []
-    last: list[torch.Tensor] = []
+    last: list[tuple[torch.Tensor, int]] = []
 
     def wrap(name: str, own: Forward) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call, hidden = LayerCall.of(name, args, kwargs)
-            follows = bool(last) and _is_same(hidden, last[0])
+            follows = bool(last) and _is_same(hidden, last[0][0]) and _version(hidden) == last[0][1]
             output = own(*args, **kwargs)
             values = 0 if isinstance(output, torch.Tensor) else len(output) if type(output) is tuple else None
             events.append(_Event(call, follows, values))
-            last[:] = [hidden_of(output)]
+            last[:] = [(hidden_of(output), _version(hidden_of(output)))]
             return output
 
         return forward
@@ -79,6 +79,11 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one is other or (
         one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
     )
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """A number that changes whenever values are written into a tensor."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _segment(model: PreTrainedModel, events: Sequence[_Event], inputs: Mapping[str, Any]) -> Segment:

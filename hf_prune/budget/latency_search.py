@@ -12,7 +12,7 @@ from ..errors import PruningError
 from .exact_costs import CostUnit, Number, is_number, read_budget, read_number
 from .grouping import Ladder, Scores
 from .knapsack import Knapsack
-from .latency_fit import fit_latency
+from .latency_fit import LatencyFit, fit_latency
 from .search import SearchOptions, SearchResult, SearchSpace, budget_in
 from .steps import Choice
 
@@ -89,7 +89,7 @@ def search_latency_units(
     rungs = knapsack.solve()
     bound = None
     if not knapsack.exact:
-        found = [rungs, *_fitted_rungs(heads, filters, knapsack)]
+        found = [rungs, *_fitted_rungs(heads, filters, knapsack, budget)]
         rungs = max(found, key=lambda candidate: (knapsack.score(candidate), -knapsack.cost(candidate)))
         bound = knapsack.upper_bound()
     return space.result(rungs, unit.number(knapsack.cost(rungs)), bound)
@@ -126,16 +126,21 @@ def _measured_choice(ladder: Ladder, tables: Sequence[list[Number]], unit: CostU
     return Choice(ladder.gains, costs, ladder.floor, unit)
 
 
-def _fitted_rungs(heads: Sequence[Choice], filters: Sequence[Choice], knapsack: Knapsack) -> list[list[int]]:
+def _fitted_rungs(
+    heads: Sequence[Choice], filters: Sequence[Choice], knapsack: Knapsack, budget: Number
+) -> list[list[int]]:
     """Algorithm 2 under the highest internal budget that the tables confirm, filled: one result, or none."""
-    fitted_heads, fitted_filters = [_fitted(choice) for choice in heads], [_fitted(choice) for choice in filters]
-    low = sum(choice.costs[choice.floor] for choice in (*fitted_heads, *fitted_filters))
-    high = knapsack.budget
+    fits = [fit_latency(choice.prices) for choice in (*heads, *filters)]
+    # Of the fit and of the budget, too: in the tables' own unit, which may be coarse, they would be rounded.
+    unit = CostUnit.of([budget, *(number for fit in fits for number in (fit.constant, fit.slope))])
+    fitted = [_fitted(choice, fit, unit) for choice, fit in zip((*heads, *filters), fits, strict=True)]
+    low = sum(choice.costs[choice.floor] for choice in fitted)
+    high = unit.whole(budget)
     if low > high:
         return []
 
     def search(internal: int) -> list[int] | None:
-        rungs = Knapsack(fitted_heads, fitted_filters, internal, knapsack.unit).solve()
+        rungs = Knapsack(fitted[: len(heads)], fitted[len(heads) :], internal, unit).solve()
         measured = sum(choice.costs[rung] for choice, rung in zip((*heads, *filters), rungs, strict=True))
         return rungs if measured <= knapsack.budget else None
 
@@ -147,10 +152,9 @@ def _fitted_rungs(heads: Sequence[Choice], filters: Sequence[Choice], knapsack: 
     return [knapsack.fill(best)] if best else []
 
 
-def _fitted(choice: Choice) -> Choice:
+def _fitted(choice: Choice, fit: LatencyFit, unit: CostUnit) -> Choice:
     """The choice at the fitted latencies, with everything up to the threshold taken (lines 1 to 5 of Algorithm 2)."""
-    fit = fit_latency(choice.prices)
-    constant, slope = choice.unit.whole(fit.constant), choice.unit.whole(fit.slope)
+    constant, slope = unit.whole(fit.constant), unit.whole(fit.slope)
     above = [constant + slope * step for step in range(choice.top - fit.threshold + 1)]
     costs = [0, *[constant] * (fit.threshold - 1), *above] if choice.top else [0]
-    return Choice(choice.gains, costs, max(choice.floor, fit.threshold), choice.unit)
+    return Choice(choice.gains, costs, max(choice.floor, fit.threshold), unit)

@@ -24,9 +24,13 @@ from ..report.report import BlockReport, PruningReport, Size
 from ..report.result import REPORT_FILE
 from ..report.tables import UNIT_NAMES
 from ..surgery import pruning_of
+from ..surgery.metadata import saved_name
 from .models import load_config, model_without_weights
 
 DEFAULT_LENGTH = 128
+
+# By the path of the model whose config it is in.
+Metadata = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -120,34 +124,51 @@ def inspect_checkpoint(name: str) -> Inspection:
     model = model_without_weights(config)
     anatomy = describe_model(model)
     parameters = count_parameters(model)
-    data = pruning_of(model.get_submodule(anatomy.blocks[0].owner).config)
-    if data is None:
+    saved = _metadata(model, anatomy)
+    if not saved:
         return Inspection(name, anatomy, model, parameters)
-    report = _report_from_config(name, anatomy, model, parameters, data)
+    anatomy = anatomy.with_whole_experts([block.key for block in anatomy.experts if _entry(block, saved)])
+    report = _report_from_config(name, anatomy, model, parameters, saved)
     written = _written_report(name)
     # Where layers went, the blocks of the config are numbered anew, and only the report knows the dense model.
-    if written is not None and (data.get("layers") or _sizes(written) == _sizes(report)):
+    shorter = any(data.get("layers") for data in saved.values())
+    if written is not None and (shorter or _sizes(written) == _sizes(report)):
         return Inspection(name, anatomy, model, parameters, written)
     cut = {block.key for block in report.blocks if block.kept_units not in (0, block.dense_units)}
-    named = {block.key for block in anatomy.blocks if data["blocks"].get(block.local_key, {}).get("heads")}
+    named = {block.key for block in anatomy.blocks if _entry(block, saved).get("heads")}
     return Inspection(name, anatomy, model, parameters, report, frozenset(cut - named))
 
 
+def _metadata(model: PreTrainedModel, anatomy: ModelAnatomy) -> Metadata:
+    """The pruning metadata of every config that has some: a model of several towers may have more than one."""
+    owners = dict.fromkeys(block.owner for block in anatomy.blocks)
+    found = {owner: pruning_of(model.get_submodule(owner).config) for owner in owners}
+    return {owner: data for owner, data in found.items() if data is not None}
+
+
+def _entry(block: Block, saved: Metadata) -> Mapping[str, Any]:
+    """What metadata says of a block; empty where it says nothing, since the block was not touched."""
+    data = saved.get(block.owner)
+    entry: Mapping[str, Any] = data["blocks"].get(saved_name(block, block.local_key), {}) if data else {}
+    return entry
+
+
 def _report_from_config(
-    name: str, anatomy: ModelAnatomy, model: PreTrainedModel, parameters: int, data: Mapping[str, Any]
+    name: str, anatomy: ModelAnatomy, model: PreTrainedModel, parameters: int, saved: Metadata
 ) -> PruningReport:
     """The report as far as a config tells it: of filters it tells how many stayed, not which."""
+    data = next(iter(saved.values()))
     cost = data.get("cost")
     length = cost.get("sequence_length") if isinstance(cost, Mapping) else None
     if not isinstance(length, int) or length < 1:
         length = DEFAULT_LENGTH
     lengths = lengths_of(model, anatomy, length)
-    blocks = [_block_report(block, data["blocks"].get(block.local_key), lengths) for block in anatomy.blocks]
+    blocks = [_block_report(block, _entry(block, saved), lengths) for block in anatomy.blocks]
     removed = sum((block.dense_units - block.kept_units) * block.parameters_per_unit for block in blocks)
     sizes = {
         when: Size(
-            flops=sum(getattr(block, units) * block.flops_per_unit for block in blocks),
-            generation_flops=sum(getattr(block, units) * block.generation_flops_per_unit for block in blocks),
+            flops=sum(block.flops(getattr(block, units)) for block in blocks),
+            generation_flops=sum(block.generation_flops(getattr(block, units)) for block in blocks),
             unit_parameters=sum(getattr(block, units) * block.parameters_per_unit for block in blocks),
             parameters=parameters + extra,
         )
@@ -167,18 +188,18 @@ def _report_from_config(
     )
 
 
-def _block_report(block: Block, entry: Mapping[str, Any] | None, lengths: Lengths) -> BlockReport:
+def _block_report(block: Block, entry: Mapping[str, Any], lengths: Lengths) -> BlockReport:
     """A block's report; without an entry of its own it was not touched."""
-    dense = entry["of"] if entry else block.units
     return BlockReport(
         key=block.key,
         kind=block.kind,
-        dense_units=dense,
+        dense_units=entry.get("of", block.units),
         kept_units=block.units,
-        kept=tuple(entry["heads"]) if entry and entry.get("heads") else tuple(range(block.units)),
+        kept=tuple(entry.get("heads") or range(block.units)),
         flops_per_unit=flops_per_unit(block, lengths),
         generation_flops_per_unit=generation_flops_per_unit(block, lengths),
         parameters_per_unit=block.parameters_per_unit,
+        experts=block.unit == "experts",
     )
 
 

@@ -34,18 +34,18 @@ class GateMixin:
 
     def _folded_state_dict(self: Any) -> dict[str, torch.Tensor]:
         state = self.state_dict()
+        copied: set[str] = set()
         for slot in ("_head_gates", "_filter_gates"):
             gates: UnitGates | None = self.__dict__.get(slot)
             for block, value in zip(gates.blocks, gates.values, strict=True) if gates is not None else ():
                 name = f"{block.layer}.{block.output.path}" + (".weight" if block.output.expert is None else "")
                 columns = block.spread(value.detach()).to(state[name])
                 columns = columns[:, None] if block.output.transposed else columns
-                if isinstance(block.output.expert, int):
-                    parts = list(state[name])
-                    parts[block.output.expert] = parts[block.output.expert] * columns
-                    state[name] = torch.stack(parts)
-                else:
-                    state[name] = state[name] * columns
+                if name not in copied:  # experts share one parameter
+                    state[name] = state[name].clone()
+                    copied.add(name)
+                folded = state[name] if block.output.expert is None else state[name][block.output.expert]
+                folded *= columns
         return state
 
     @contextmanager

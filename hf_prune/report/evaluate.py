@@ -58,10 +58,10 @@ def evaluate_model(
 @contextmanager
 def _untouched_randomness() -> Iterator[None]:
     """A Trainer seeds every generator when it is made; the caller's states come back."""
-    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, arrays = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-        torch.set_rng_state(tensors)

@@ -252,20 +252,6 @@ def write_metrics(model: PreTrainedModel, anatomy: ModelAnatomy, metrics: Mappin
         setattr(config, KEY, {**getattr(config, KEY), "metrics": dict(metrics)})
 
 
-def metadata_snapshot(model: PreTrainedModel, anatomy: ModelAnatomy) -> list[tuple[PreTrainedConfig, Any]]:
-    """Every config that holds metadata of the blocks, with what it holds now."""
-    return [(config, getattr(config, KEY, None)) for config in _configs(model, anatomy).values()]
-
-
-def restore_metadata(snapshot: list[tuple[PreTrainedConfig, Any]]) -> None:
-    """Puts back what `metadata_snapshot` saw."""
-    for config, data in snapshot:
-        if data is not None:
-            setattr(config, KEY, data)
-        elif hasattr(config, KEY):
-            delattr(config, KEY)
-
-
 def _configs(model: PreTrainedModel, anatomy: ModelAnatomy) -> dict[str, PreTrainedConfig]:
     """The configs that metadata is written to, by the path of the model they belong to."""
     return {block.owner: model.get_submodule(block.owner).config for block in anatomy.blocks}

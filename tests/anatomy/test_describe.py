@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_prune import PruningError, UnsupportedModelError, count_flops, describe_model
-from hf_prune.anatomy import linear_at, supported_model_types
+from hf_prune.anatomy import Family, describe, linear_at, sublayers, supported_model_types
 from hf_prune.surgery import PruningPlan, shrink_model
 from tests.family_models import heads_of
 from tests.small_models import FILTERS, HEADS, HIDDEN, LAYERS, Case, case
@@ -111,6 +111,24 @@ def test_lookup_and_text() -> None:
     assert "encoder.layer.1.attention: 4 heads of 8" in str(anatomy)
     with pytest.raises(KeyError, match=r"no block named 'layer\.9'"):
         anatomy["layer.9"]
+
+
+def test_cross_attention_ahead_of_self_attention_does_not_take_its_place_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = BertConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        intermediate_size=24,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    family = Family(("bert",), (sublayers.BERT_CROSS, sublayers.BERT, sublayers.BERT_FFN))
+    monkeypatch.setattr(describe, "family_of", lambda model_type: family)
+    minima = {block.key: block.minimum for block in describe_model(AutoModel.from_config(config)).blocks}
+    assert [key for key, minimum in minima.items() if minimum] == ["encoder.layer.0.attention"]
 
 
 class TestRefusals:

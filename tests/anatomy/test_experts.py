@@ -214,6 +214,14 @@ def test_widths_that_grouped_products_cannot_compute_run_one_by_one() -> None:
     assert experts.config._experts_implementation == "batched_mm"
 
 
+def test_a_number_that_all_experts_share_is_no_part_of_any() -> None:
+    model = mixture("mixtral")
+    before = describe_model(model)
+    for experts, _ in mixture_modules(model):
+        experts.register_parameter("scale", torch.nn.Parameter(torch.tensor(2.0)))
+    assert describe_model(model) == before
+
+
 def test_routers_that_correct_their_choice_keep_all_experts() -> None:
     anatomy = describe_model(mixture("glm4_moe"))
     assert sum(block.group is not None for block in anatomy.blocks) == EXPERTS

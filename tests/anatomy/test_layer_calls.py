@@ -162,6 +162,16 @@ def test_positions_that_two_towers_read() -> None:
     assert found["vision_model"][:, 0].all()
 
 
+def test_what_is_written_into_the_stream_between_two_layers_starts_a_segment() -> None:
+    item = case("bert", "bare")
+    model, batch = item.model(), without_labels(item.batch())
+    layers = only_segment(model, batch).layers
+    model.get_submodule(layers[1]).register_forward_pre_hook(lambda module, args: (args[0].add_(1), *args[1:]))
+    with torch.no_grad():
+        segments = find_segments(model, layers, batch)
+    assert [segment.layers for segment in segments] == [layers[:1], layers[1:]]
+
+
 def test_models_are_restored_after_an_interruption() -> None:
     item = case("bert", "classification")
     model, batch = item.model(), without_labels(item.batch())

@@ -30,8 +30,9 @@ from transformers import (
 )
 
 from hf_prune import UnsupportedModelError, describe_model
-from hf_prune.anatomy import cut, describe
+from hf_prune.anatomy import UndoLog, cut, cut_block, describe
 from hf_prune.anatomy.describe import unknown_model_types
+from hf_prune.anatomy.layer_trial import mask_layer
 from hf_prune.anatomy.proof import prove
 
 _SIZES: dict[str, Any] = {
@@ -191,6 +192,37 @@ def test_models_that_do_not_run_are_refused_with_their_own_error(monkeypatch: py
     monkeypatch.setattr(LlamaModel, "forward", fail)
     with pytest.raises(UnsupportedModelError, match=r"No example batch .*ValueError: needs a map"):
         describe_model(llama())
+
+
+@pytest.mark.usefixtures("unknown")
+@pytest.mark.parametrize("build", [bert, llama, gpt2])
+@pytest.mark.parametrize("kind", ["attention", "feed_forward"])
+def test_layers_that_have_lost_all_units_of_one_block_are_proved_by_the_others(build: Any, kind: str) -> None:
+    model = build()
+    blocks = describe_model(model).blocks
+    emptied = [block for block in blocks if block.kind == kind][-1]
+    cut_block(model.get_submodule(emptied.layer), emptied, (), UndoLog())
+    expected = {block.key: 0 if block.key == emptied.key else block.units for block in blocks}
+    assert {block.key: block.units for block in describe_model(model).blocks} == expected
+
+
+@pytest.mark.usefixtures("unknown")
+def test_masking_experts_copies_their_parameter_once() -> None:
+    model = mixtral()
+    experts = [
+        block for block in describe_model(model).blocks if block.group is not None and ".0." in block.layer + "."
+    ]
+    layer, log = model.get_submodule(experts[0].layer), UndoLog()
+    before = layer.mlp.experts.down_proj
+    kept = {block.key: (index, 5) for index, block in enumerate(experts)}
+    mask_layer(layer, experts, kept, log)
+    assert len(log._entries) == 1
+    masked = layer.mlp.experts.down_proj
+    for index in range(4):
+        assert masked[index].any(0).nonzero().flatten().tolist() == [index, 5]
+    log.roll_back()
+    assert layer.mlp.experts.down_proj is before
+    assert before.all()
 
 
 def test_blocks_that_cannot_go_whole_keep_a_unit() -> None:

@@ -67,9 +67,14 @@ def literal_algorithm_2(
     filter_table: Sequence[float],
     budget: float,
 ) -> tuple[list[int], list[int]] | None:
-    """Kwon et al. 2022, Algorithm 2 line by line: kept counts per block, or None where the constants do not fit."""
+    """Kwon et al. 2022, Algorithm 2 line by line, without rounding: kept counts per block.
+
+    None where the constants do not fit.
+    """
     head_fit, filter_fit = fit_latency(head_table), fit_latency(filter_table)
-    rest = budget - len(heads) * head_fit.constant - len(filters) * filter_fit.constant
+    head_slope, filter_slope = Fraction(head_fit.slope), Fraction(filter_fit.slope)
+    constants = len(heads) * Fraction(head_fit.constant) + len(filters) * Fraction(filter_fit.constant)
+    rest = Fraction(budget) - constants
     if rest < 0:
         return None
 
@@ -80,10 +85,10 @@ def literal_algorithm_2(
     head_rest, filter_rest = beyond(heads, head_fit.threshold), beyond(filters, filter_fit.threshold)
     best, chosen = -1.0, (0, 0)
     for n in range(len(head_rest) + 1):
-        left = rest - n * head_fit.slope
+        left = rest - n * head_slope
         if left < 0:
             break
-        f = min(int(left / filter_fit.slope), len(filter_rest)) if filter_fit.slope else len(filter_rest)
+        f = min(int(left / filter_slope), len(filter_rest)) if filter_slope else len(filter_rest)
         score = sum(s for s, _ in head_rest[:n]) + sum(s for s, _ in filter_rest[:f])
         if score > best:
             best, chosen = score, (n, f)
@@ -200,6 +205,17 @@ def test_at_least_as_good_as_the_literal_algorithm(
         for row, count in zip((*heads, *filters), (*literal[0], *literal[1]), strict=True)
     )
     assert kept_score([*head_masks, *filter_masks], [*heads, *filters]) >= literal_score * (1 - 1e-12)
+
+
+def test_the_fit_is_not_rounded_to_the_unit_of_whole_seconds() -> None:
+    # The filters' slope is 4.74: as 4 it promises so little that another cut would be taken.
+    head_table, filter_table = [0, 0, 5, 13, 13], [0, 2, 9, 11, 13, 14, 26, 34, 37]
+    generator = torch.Generator().manual_seed(4000)
+    heads = torch.rand(3, 4, generator=generator).double() * 3
+    filters = torch.rand(3, 8, generator=generator).double()
+    assert literal_algorithm_2(heads, filters, head_table, filter_table, 135.9375) == ([4, 4, 4], [7, 7, 6])
+    head_masks, filter_masks = search_latency(heads, filters, head_table, filter_table, 135.9375)
+    assert kept_counts([*head_masks, *filter_masks]) == [4, 4, 4, 7, 7, 6]
 
 
 def test_where_the_fit_promises_too_little_time() -> None:

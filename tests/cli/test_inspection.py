@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import BertForSequenceClassification, MambaConfig, MambaForCausalLM
 
 from hf_prune import count_flops
 from tests.cli.rows import Call
@@ -102,10 +102,10 @@ def test_a_dense_model(models: dict[str, Path], call: Call) -> None:
 
 
 def test_an_unsupported_family(tmp_path: Path, call: Call) -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=10)).save_pretrained(tmp_path)
+    MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, vocab_size=10)).save_pretrained(tmp_path)
     result = call("inspect", tmp_path)
     assert result.exit_code == 2
-    assert "'gpt2'" in result.stderr
+    assert "'mamba'" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,28 @@ def test_heads_are_counted_in_the_original_model() -> None:
     assert blocks["encoder.layer.1.attention"] == {"kept": 4, "of": 4, "heads": [0, 1, 2, 3]}
 
 
+def test_another_model_with_the_same_config_stays_dense(tmp_path: Path) -> None:
+    model = BERT.model()
+    other = type(model)(model.config)
+    shared, settings = model.config, copy.deepcopy(model.config.to_dict())
+    plan = PruningPlan({ATTENTION: (1, 2)}, removed_layers=("encoder.layer.1",))
+    anatomy = describe_model(model)
+    log = shrink_model(model, anatomy, plan)
+    write_metadata(model, anatomy, plan, {"strategy": "by hand"}, {}, {})
+    assert other.config is shared
+    assert shared.to_dict() == settings
+    assert pruning_of(model.config) is not None
+    held = [module.config for module in model.modules() if hasattr(module, "config")]
+    assert len(held) > 3
+    assert all(config is model.config for config in held)
+    other.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert [block.units for block in describe_model(loaded).blocks] == [4, 40] * 3
+    log.roll_back()
+    assert all(module.config is shared for module in model.modules() if hasattr(module, "config"))
+    assert pruning_of(shared) is None
+
+
 def test_config_of_bert_base_stays_below_20_kb() -> None:
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig(num_labels=3))
