@@ -100,6 +100,7 @@ def _general(reason: str) -> str:
     reason = re.sub(r"\b(cut off|units of|what|reaches) (in )?[\w.]*\.[\w.]*", r"\1 …", reason)
     reason = re.sub(r"does not run \(.*", "does not run", reason)
     reason = re.sub(r"(Class validation error for validator \S+:|Strict\w+Error:) ?", "", reason)
+    reason = re.sub(r" from '/[^']*'", "", reason)  # where a package is installed
     reason = re.sub(r"\d[\d.,e+-]*", "…", reason)
     return reason[:_SHOWN] or "no layers that look familiar"
 
