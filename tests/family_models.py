@@ -17,6 +17,7 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_prune.anatomy import supported_model_types
 from tests.small_models import Batch, scale_weights
 
 HIDDEN, HEADS, GROUPS, FILTERS, LAYERS, VOCABULARY, POSITIONS = 48, 6, 3, 40, 3, 61, 48
@@ -293,3 +294,7 @@ def labels(model: PreTrainedModel, batch: Batch) -> Batch:
     if name.endswith(("ForSequenceClassification", "ForImageClassification")):
         return {"labels": torch.arange(rows) % 2}
     return {}
+
+
+# Every model type in the table with every head that it has.
+EVERY_HEAD = [head for model_type in supported_model_types() for head in heads_of(model_type)]

@@ -185,11 +185,6 @@ class Block:
         projected = sequence_length * sum(projection.weights_per_unit for projection in self.projections)
         return self._often(projected + 2 * sequence_length**2 * self.head_dim * self.heads_per_unit)
 
-    def macs_per_token(self, context: int) -> int:
-        """Multiply-accumulates of one unit for one generated token that attends to `context` cached positions."""
-        projected = sum(projection.weights_per_unit for projection in self.projections)
-        return self._often(projected + 2 * context * self.head_dim * self.heads_per_unit)
-
     def _often(self, operations: int) -> int:
         """Operations of one forward pass, from those of one token that gets here or of one run of the layer."""
         return self.runs * (operations if self.share == 1 else round(operations * self.share))

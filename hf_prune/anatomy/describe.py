@@ -14,6 +14,7 @@ from ..errors import UnsupportedModelError
 from .blocks import Block, ModelAnatomy
 from .experts import has_experts, read_filters, read_whole
 from .families import family_of, known_sublayers, supported_model_types
+from .holders import models_around
 from .layouts import AttentionLayout, ExpertsLayout, Layout
 from .parallel_plan import planned_sublayers
 from .proof import prove
@@ -189,7 +190,7 @@ def _owner(model: PreTrainedModel, stack: _Stack) -> tuple[PreTrainedModel, str]
     T5 gives its stacks copies of the config, which are not: their owner is the model with the original. Towers beside
     each other that have one config (Video-LLaVA) would be told apart by nothing in it: their owner is the model around.
     """
-    chain = list(_ancestors(model, stack.path))
+    chain = list(models_around(model, stack.path))
     saved = {id(config) for config in _configs(model.config)}
     for _, nearest in reversed(chain):
         path, owner = next((path, module) for path, module in chain if module.config is nearest.config)
@@ -203,16 +204,6 @@ def _has_twin(model: PreTrainedModel, owner: PreTrainedModel) -> bool:
     inside = set(owner.modules())
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     return any(module.config is owner.config and module not in inside for module in models)
-
-
-def _ancestors(model: PreTrainedModel, path: str) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The models around a path, outermost first."""
-    parts = path.split(".")
-    for end in range(len(parts) + 1):
-        name = ".".join(parts[:end])
-        module = model.get_submodule(name)
-        if isinstance(module, PreTrainedModel):
-            yield name, module
 
 
 def _configs(config: Any) -> Iterator[Any]:

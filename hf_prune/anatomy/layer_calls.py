@@ -199,6 +199,24 @@ def run_model(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any)
         return model(**{**inputs, **settings})
 
 
+def run_plainly(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Every floating-point output of a model, but for what has an axis of heads or depends on a cache."""
+    plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
+    return list(floating_tensors(run_model(model, inputs, **plain)))
+
+
+def floating_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every floating-point tensor in what a model or a layer returns."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from floating_tensors(item)
+    elif hasattr(value, "to_tuple"):
+        yield from floating_tensors(value.to_tuple())
+
+
 def _random_mixture(values: torch.Tensor) -> torch.Tensor:
     """A random linear combination of all entries; the last axis first, which can be a whole vocabulary."""
     generator = torch.Generator().manual_seed(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .blocks import Block, Projection, weight_of
 from .cut_together import cut_layer
-from .layer_calls import Forward, replaced_forwards, run_model
+from .layer_calls import Forward, floating_tensors, replaced_forwards, run_plainly
 from .undo import UndoLog
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -78,7 +78,7 @@ class LayerTrial:
         """The new hidden states; what else a layer returns (attention probabilities) has an axis of heads."""
         torch.manual_seed(0)
         args, kwargs = copy.deepcopy((self._args, self._kwargs))
-        return [next(tensors(self._layer(*args, **kwargs)))]
+        return _doubled(self._layer(*args, **kwargs))[:1]
 
 
 def recorded_calls(
@@ -100,13 +100,7 @@ def recorded_calls(
         return forward
 
     with replaced_forwards(model, layers, wrap):
-        return calls, run_plainly(model, batch)
-
-
-def run_plainly(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The model's outputs, without what has an axis of heads or depends on a cache."""
-    plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-    return list(tensors(run_model(model, batch, **plain)))
+        return calls, outputs_of(model, batch)
 
 
 def mask_layer(layer: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], log: UndoLog) -> None:
@@ -130,16 +124,13 @@ def _copy_weight(layer: nn.Module, projection: Projection, log: UndoLog) -> None
     log.set(layer.get_submodule(parent), name, nn.Parameter(parameter, requires_grad=False))
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every floating-point tensor in a model's or a layer's output, in double precision."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value.double()
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "to_tuple"):
-        yield from tensors(value.to_tuple())
+def outputs_of(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The model's outputs in double precision."""
+    return _doubled(run_plainly(model, batch))
+
+
+def _doubled(output: Any) -> list[torch.Tensor]:
+    return [value.double() for value in floating_tensors(output)]
 
 
 def differ(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

@@ -22,7 +22,8 @@ from .blocks import Block, ModelAnatomy
 from .cut_together import cut_model
 from .example_inputs import example_batch
 from .example_media import Batch
-from .layer_trial import Call, LayerTrial, differ, mask_layer, recorded_calls, run_plainly
+from .holders import holder_of
+from .layer_trial import Call, LayerTrial, differ, mask_layer, outputs_of, recorded_calls
 from .position_tables import give_own_tables
 from .undisturbed import undisturbed
 from .undo import UndoLog
@@ -90,10 +91,7 @@ def _refusal(model_types: Sequence[str], reason: str) -> str:
 
 def _holder_type(model: PreTrainedModel, block: Block) -> str | None:
     """The type of the innermost model around a block."""
-    parts = block.stack.split(".")
-    modules = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)]
-    holder = next(module for module in reversed(modules) if isinstance(module, PreTrainedModel))
-    return getattr(holder.config, "model_type", None)
+    return getattr(holder_of(model, block.stack).config, "model_type", None)
 
 
 def _tried_together(blocks: Sequence[Block]) -> Iterator[list[Block]]:
@@ -172,7 +170,7 @@ def _prove_together(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch,
             else:
                 for path in anatomy.layers:
                     mask_layer(model.get_submodule(path), anatomy.blocks_of_layer(path), kept, log)
-            return run_plainly(model, batch)
+            return outputs_of(model, batch)
         finally:
             log.roll_back()
 

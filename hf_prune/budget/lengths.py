@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..anatomy import Block, ModelAnatomy
 from ..anatomy.example_inputs import example_batch
 from ..anatomy.example_media import MEDIA
+from ..anatomy.holders import holder_of
 from ..calibration import Batch, CalibrationData, example_count, without_labels
 from ..errors import PruningError
 from .block_lengths import BlockLength, measured_lengths
@@ -149,18 +150,9 @@ def _generating(model: PreTrainedModel, anatomy: ModelAnatomy) -> frozenset[str]
 def _generating_stacks(model: PreTrainedModel, anatomy: ModelAnatomy) -> Iterator[str]:
     """The lists of layers whose keys and values are cached."""
     for block in anatomy.attentions:
-        holder = _holder(model, block.stack)
+        holder = holder_of(model, block.stack)
         decodes = getattr(holder.config, "is_decoder", None)
         core = model.get_submodule(block.layer).get_submodule(block.layout.name)
         causal = any(getattr(module, "is_causal", False) for module in core.modules())
         if "past_key_values" in inspect.signature(holder.forward).parameters and (causal or decodes is not False):
             yield block.stack
-
-
-def _holder(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The innermost model around a list of layers."""
-    holder, module = model, model
-    for name in path.split("."):
-        module = getattr(module, name)
-        holder = module if isinstance(module, PreTrainedModel) else holder
-    return holder

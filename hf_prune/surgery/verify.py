@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..anatomy import Block, ModelAnatomy, UndoLog, linear_at, stored, weight_of
+from ..anatomy.layer_calls import run_plainly
 from ..calibration import Batch, without_labels
 from ..errors import PruningError
 from ..gates import UnitGates
@@ -99,21 +99,7 @@ def _scattered(repair: Repair, block: Block, plan: PruningPlan, layer: nn.Module
 
 def outputs(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """Every floating-point output of a model for one batch, without labels or caches."""
-    # Attention maps have a size for every head, so dense and shrunk ones cannot be compared.
-    plain = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)  # what a model draws while it runs (ViT-MAE's masks) must be the same each time
-        return list(_tensors(model(**{**without_labels(batch), **plain}).to_tuple()))
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+    return run_plainly(model, without_labels(batch))
 
 
 def _largest(values: torch.Tensor, where: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.anatomy import Block, ModelAnatomy, describe_model, weight_of
+from hf_prune.gates import UnitGates
 from hf_prune.surgery import PruningPlan, apply_plan, outputs, write_metadata
 from tests.small_models import Batch
 
@@ -75,3 +76,25 @@ def prune(model: PreTrainedModel, batch: Batch, seed: int = 0) -> PruningPlan:
     apply_plan(model, anatomy, plan, batch=batch)
     write_metadata(model, anatomy, plan, {"strategy": "by hand"}, {}, {})
     return plan
+
+
+def assert_gates_mask(
+    model: PreTrainedModel, anatomy: ModelAnatomy, plan: PruningPlan, batch: Batch
+) -> list[torch.Tensor]:
+    """Gates give what zeroed columns give, which differs visibly from the dense model; returns the masked outputs."""
+    dense, masked = run(model, batch), run(zeroed_copy(model, anatomy, plan), batch)
+    assert difference(dense, masked) >= VISIBLE
+    with UnitGates(model, anatomy.blocks, [mask.float() for mask in plan.masks(anatomy.blocks)]):
+        assert difference(run(model, batch), masked) <= TOLERANCE
+    return masked
+
+
+def assert_counted_in_dense_model(
+    loaded: PreTrainedModel, anatomy: ModelAnatomy, heads: dict[str, int], first: PruningPlan, again: PruningPlan
+) -> None:
+    """A model that was pruned twice lists its heads as the dense one counted them; `anatomy` is between the cuts."""
+    for block in anatomy.attentions:
+        entry = loaded.get_submodule(block.owner).config.pruning["blocks"][block.local_key]
+        kept = first.units(block)
+        assert entry["of"] == heads[block.key]
+        assert entry["heads"] == [kept[unit] for unit in again.units(block)]

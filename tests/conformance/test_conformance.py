@@ -20,7 +20,16 @@ from hf_prune.anatomy import supported_model_types
 from hf_prune.gates import UnitGates
 from hf_prune.scores import iterate_gradients
 from hf_prune.surgery import apply_plan, shrink_model
-from tests.conformance.plans import TOLERANCE, VISIBLE, difference, prune, run, varied_plan, zeroed_copy
+from tests.conformance.plans import (
+    TOLERANCE,
+    VISIBLE,
+    assert_counted_in_dense_model,
+    assert_gates_mask,
+    difference,
+    prune,
+    run,
+    varied_plan,
+)
 from tests.conformance.training import train_one_step
 from tests.conformance.wrong_cuts import cut_in_reverse, cut_others
 from tests.small_models import CASES, FILTERS, HEADS, LAYERS, Case
@@ -57,11 +66,7 @@ class TestConformance:
         model, batch = case.model(attention), case.batch()
         anatomy = describe_model(model)
         plan = varied_plan(anatomy)
-        dense, masked = run(model, batch), run(zeroed_copy(model, anatomy, plan), batch)
-        assert difference(dense, masked) >= VISIBLE
-
-        with UnitGates(model, anatomy.blocks, [mask.float() for mask in plan.masks(anatomy.blocks)]):
-            assert difference(run(model, batch), masked) <= TOLERANCE
+        masked = assert_gates_mask(model, anatomy, plan, batch)
         shrink_model(model, anatomy, plan)
         assert difference(run(model, batch), masked) <= TOLERANCE
         assert [block.units for block in describe_model(model).blocks] == [plan.count(b) for b in anatomy.blocks]
@@ -105,7 +110,7 @@ class TestConformance:
 
     def test_trains_and_can_be_pruned_again(self, case: Case, tmp_path: Path) -> None:
         model, batch = case.model(), case.batch()
-        heads = {block.local_key: block.units for block in describe_model(model).attentions}
+        heads = {block.key: block.units for block in describe_model(model).attentions}
         plan = prune(model, batch)
         sizes = [parameter.shape for parameter in model.parameters()]
         train_one_step(model, batch)
@@ -117,11 +122,7 @@ class TestConformance:
         loaded = case.auto_class.from_pretrained(tmp_path)
         assert difference(run(loaded, batch), run(model, batch)) == 0
         assert [block.units for block in describe_model(loaded).blocks] == [again.count(b) for b in anatomy.blocks]
-        for block in anatomy.attentions:
-            entry = loaded.get_submodule(block.owner).config.pruning["blocks"][block.local_key]
-            first = plan.units(block)
-            assert entry["of"] == heads[block.local_key]
-            assert entry["heads"] == [first[unit] for unit in again.units(block)]
+        assert_counted_in_dense_model(loaded, anatomy, heads, plan, again)
 
     def test_prune_model_from_data_to_checkpoint(self, case: Case, tmp_path: Path) -> None:
         model, batches = case.model(), [case.batch(seed) for seed in range(4)]

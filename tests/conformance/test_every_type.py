@@ -17,10 +17,18 @@ from hf_prune import PruningError, describe_model
 from hf_prune.anatomy import Block, cut_forward, supported_model_types
 from hf_prune.gates import UnitGates
 from hf_prune.surgery import apply_plan, shrink_model
-from tests.conformance.plans import TOLERANCE, difference, prune, run, varied_plan, zeroed_copy
+from tests.conformance.plans import (
+    TOLERANCE,
+    assert_counted_in_dense_model,
+    difference,
+    prune,
+    run,
+    varied_plan,
+    zeroed_copy,
+)
 from tests.conformance.training import loss_of, train_one_step
 from tests.conformance.wrong_cuts import cut_in_reverse, cut_others, cut_table_in_reverse
-from tests.family_models import VARIANTS, Head, labels, main_head, sample
+from tests.family_models import EVERY_HEAD, VARIANTS, Head, labels, main_head, sample
 
 CASES = [*(main_head(model_type) for model_type in supported_model_types()), *VARIANTS]
 
@@ -135,7 +143,11 @@ def _one_of_each_kind(blocks: tuple[Block, ...], changed: set[str]) -> list[Bloc
     return list(found.values())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# Without an encoder its cross-attention has nothing to learn from; the whole Whisper is among the heads, too.
+TRAINED = [head for head in (*EVERY_HEAD, *VARIANTS) if head.model_class.__name__ != "WhisperForCausalLM"]
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=str)
 def test_trains_and_can_be_pruned_again(case: Head, tmp_path: Path) -> None:
     model = case.model()
     batch = sample(model)
@@ -151,8 +163,4 @@ def test_trains_and_can_be_pruned_again(case: Head, tmp_path: Path) -> None:
     loaded = case.auto_class.from_pretrained(tmp_path)
     assert difference(run(copy.deepcopy(loaded), batch), run(model, batch)) == 0
     assert [block.units for block in describe_model(loaded).blocks] == [again.count(b) for b in anatomy.blocks]
-    for block in anatomy.attentions:
-        entry = loaded.get_submodule(block.owner).config.pruning["blocks"][block.local_key]
-        first = plan.units(block)
-        assert entry["of"] == heads[block.key]
-        assert entry["heads"] == [first[unit] for unit in again.units(block)]
+    assert_counted_in_dense_model(loaded, anatomy, heads, plan, again)

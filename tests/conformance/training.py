@@ -39,8 +39,12 @@ def loss_of(result: Any) -> torch.Tensor:
     loss: torch.Tensor | None = getattr(result, "loss", None)
     if loss is not None:
         return loss
-    finite = (value.clamp(-100, 100) for value in tensors(result.to_tuple()))
-    return torch.stack([value.square().mean() for value in finite]).sum()
+    generator = torch.Generator().manual_seed(0)
+    # A random direction, as the squares of what a norm gives sum up to a constant; scaled, as some outputs are huge,
+    # and without what stands for minus infinity.
+    finite = [value[value.abs() < 1e30] for value in tensors(result.to_tuple())]
+    scaled = [value / value.detach().abs().amax().clamp(min=1) for value in finite]
+    return torch.stack([(value * torch.randn(value.shape, generator=generator)).mean() for value in scaled]).sum()
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
