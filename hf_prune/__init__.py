@@ -1,4 +1,4 @@
-"""Structural pruning for Hugging Face Transformers: smaller, faster, ordinary checkpoints.
+"""Pruning for Hugging Face Transformers: smaller, faster, ordinary checkpoints.
 
 Importing this package lets every `from_pretrained` and `from_config` of transformers build pruned models.
 """
@@ -6,21 +6,34 @@ Importing this package lets every `from_pretrained` and `from_config` of transfo
 from .anatomy import describe_model
 from .api import prune_model
 from .budget import count_flops, measure_latency
+from .callback import PruningCallback
 from .config import AutoPruningConfig, PruningConfig, register_strategy
 from .errors import InfeasibleBudgetError, PruningError, UnsupportedModelError
-from .gates import FilterGateMixin, HeadGateMixin
+from .gates import BinaryMaskMixin, FilterGateMixin, HeadGateMixin
 from .report.result import PruningResult
-from .strategies import FisherPruningConfig, RandomPruningConfig
-from .surgery import install_build_hook
+from .strategies import (
+    FisherPruningConfig,
+    HoldPruningConfig,
+    MagnitudePruningConfig,
+    MovementPruningConfig,
+    RandomPruningConfig,
+)
+from .surgery import install_bitmask_hook, install_build_hook
+from .training import resume_pruning, save_pruning, start_pruning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AutoPruningConfig",
+    "BinaryMaskMixin",
     "FilterGateMixin",
     "FisherPruningConfig",
     "HeadGateMixin",
+    "HoldPruningConfig",
     "InfeasibleBudgetError",
+    "MagnitudePruningConfig",
+    "MovementPruningConfig",
+    "PruningCallback",
     "PruningConfig",
     "PruningError",
     "PruningResult",
@@ -31,6 +44,10 @@ __all__ = [
     "measure_latency",
     "prune_model",
     "register_strategy",
+    "resume_pruning",
+    "save_pruning",
+    "start_pruning",
 ]
 
 install_build_hook()
+install_bitmask_hook()

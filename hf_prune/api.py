@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,12 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from .anatomy import ModelAnatomy, UndoLog, describe_model
-from .anatomy.example_inputs import example_batch
 from .budget.latency import check_length, compare_with_undone
-from .budget.positions import position_count
 from .budget.targets import in_wanted_units
-from .calibration import Batch, CalibrationData
-from .config import PruningConfig, StructuredPruningConfig, strategy_for
+from .calibration import CalibrationData
+from .config import PruningConfig, StructuredPruningConfig, strategy_for, training_for
 from .errors import PruningError
 from .gates import has_gates
 from .report.build import block_reports, build_report, count_parameters
@@ -29,12 +27,12 @@ from .report.report import LatencySetting
 from .report.result import PruningResult
 from .scores import evaluating, modes_restored
 from .strategies.base import Cut
+from .strategies.example_data import example_of
+from .strategies.training import TrainingPruner
 from .surgery import apply_plan, drop_identity_layers, write_metadata
-from .surgery.metadata import write_metrics
+from .surgery.metadata import configs_of, write_metrics
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_LENGTH = 128
 
 
 def prune_model(
@@ -48,12 +46,13 @@ def prune_model(
     accelerator: Accelerator | None = None,
     retrain: Callable[[PreTrainedModel], Trainer] | None = None,
 ) -> PruningResult:
-    """Makes a model smaller, in place: heads and filters are removed and what remains is repaired.
+    """Prunes a model at one go, in place: heads and filters are removed and what remains is repaired.
 
-    Parameters are replaced by smaller ones, so make optimizers after this call.
+    Parameters are replaced by smaller ones, so make optimizers after this call. With a configuration for single weights
+    (`sparsity=`) no matrix gets smaller: weights are set to zero.
 
     Args:
-        model: a fine-tuned model of a supported family, with its task head.
+        model: a fine-tuned model of a supported family, with its task head; of any family for single weights.
         config: the strategy and its budget, `FisherPruningConfig(flops=0.5)` for instance.
         calibration_data: a `datasets.Dataset` of tokenised rows, a `DataLoader`, or any iterable of batches; some
             hundred to a few thousand training examples, with labels where the strategy's scores need a loss.
@@ -72,14 +71,18 @@ def prune_model(
         PruningError: a bad request (its subclasses: an unsupported model, a budget out of reach). The model is then
             as it was.
     """
-    anatomy = _checked(model, config)
-    data = CalibrationData(
-        calibration_data if calibration_data is not None or config.needs_data else _example_data(model, config),
-        model,
-        data_collator=data_collator,
-        batch_size=getattr(config, "batch_size", 32),
-        accelerator=accelerator,
-    )
+    if not isinstance(config, PruningConfig):
+        raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
+    anatomy = None if config.prunes_weights else _checked(model, config)
+    data = None
+    if calibration_data is not None or config.needs_data or anatomy is not None:
+        data = CalibrationData(
+            calibration_data if calibration_data is not None or config.needs_data else [example_of(model, config)],
+            model,
+            data_collator=data_collator,
+            batch_size=getattr(config, "batch_size", 32),
+            accelerator=accelerator,
+        )
     clock, metrics = StageClock(), {}
 
     def measure(side: str) -> None:
@@ -88,6 +91,11 @@ def prune_model(
                 metrics[side] = evaluate_model(model, eval_dataset, compute_metrics, data_collator)
 
     measure("dense")
+    if anatomy is None or data is None:
+        result = _prune_weights(model, config, data, clock, measure, retrain)
+        report = replace(result.report, stages=clock.seconds, metrics=metrics)
+        write_metrics([model.config], metrics)
+        return replace(result, report=report, tokenizer=getattr(data_collator, "tokenizer", None))
     dense_parameters = count_parameters(model)
     cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
     with clock("surgery"):
@@ -105,20 +113,50 @@ def prune_model(
             notes=cut.notes,
         )
         # Written before retraining, so that the checkpoints of a Trainer can be loaded.
-        write_metadata(model, anatomy, cut.plan, config.to_dict(), _cost(report.to_dict()), metrics)
+        write_metadata(model, anatomy, cut.plan, config.to_dict(), report.costs(), metrics)
         if retrain is not None:
             with clock("retraining"):
                 retrain(model).train()
         measure("pruned")
-        write_metrics(model, anatomy, metrics)
+        write_metrics(configs_of(model, anatomy), metrics)
     finished = replace(report, stages=clock.seconds, metrics=metrics)
     return PruningResult(model, cut.plan, finished, config, getattr(data_collator, "tokenizer", None))
 
 
+def _prune_weights(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    data: CalibrationData | None,
+    clock: StageClock,
+    measure: Callable[[str], None],
+    retrain: Callable[[PreTrainedModel], Trainer] | None,
+) -> PruningResult:
+    """Sets single weights to zero: a training of no steps."""
+    had = dict(model.config.__dict__)
+    pruner: TrainingPruner = training_for(config)(model, config, 0)
+    try:
+        with _undone_on_failure(model, UndoLog(), trained=retrain is not None):
+            with clock("pruning"):
+                if data is not None and config.needs_data:
+                    pruner.calibrate(data)
+                pruner.begin()
+            if retrain is None:
+                measure("pruned")
+                return pruner.finish()
+            result = pruner.finish()
+            with clock("retraining"):
+                retrain(model).train()
+            measure("pruned")
+            return result
+    except BaseException:
+        pruner.abandon()
+        model.config.__dict__.clear()
+        model.config.__dict__.update(had)
+        raise
+
+
 def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     """The model's anatomy, if it can be pruned with `config`."""
-    if not isinstance(config, PruningConfig):
-        raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
     anatomy = describe_model(model)
     if not any(block.units for block in anatomy.blocks):
         raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")
@@ -133,12 +171,6 @@ def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
         check_length(model, length)
     _warn_if_untrained(model)
     return anatomy
-
-
-def _example_data(model: PreTrainedModel, config: PruningConfig) -> list[Batch]:
-    """Random examples for a strategy that looks at no data: costs are counted, and the cut is checked, on them."""
-    length = getattr(config, "sequence_length", None) or min(DEFAULT_LENGTH, position_count(model) or DEFAULT_LENGTH)
-    return [example_batch(model, length=length)]
 
 
 def _cut_and_time(
@@ -184,12 +216,6 @@ def _undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> I
         if model.device != device:
             model.to(device)
         raise
-
-
-def _cost(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint's config says about costs; times are left to the report, they belong to a machine."""
-    sizes = {name: {key: report[name][key] for key in ("flops", "parameters")} for name in ("dense", "pruned")}
-    return {"sequence_length": report["sequence_length"], **sizes}
 
 
 def _warn_if_untrained(model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -18,7 +18,17 @@ from .errors import PruningError
 
 CONFIG_NAME = "pruning_config.json"
 
-_REGISTRY: dict[str, tuple[type[PruningConfig], Any]] = {}
+
+@dataclass(frozen=True)
+class _Registered:
+    """What is known under a strategy's name."""
+
+    config_class: type[PruningConfig]
+    one_shot: Any
+    training: Any
+
+
+_REGISTRY: dict[str, _Registered] = {}
 
 ConfigT = TypeVar("ConfigT", bound="PruningConfig")
 
@@ -35,15 +45,21 @@ class PruningConfig(PushToHubMixin):
     strategy: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
 
+    @property
+    def prunes_weights(self) -> bool:
+        """Whether single weights are removed; otherwise heads and filters are."""
+        return False
+
     target_modules: list[str] | None = field(
         default=None,
         metadata={
             "help": "Blocks that may be pruned: each entry is the end of a block's name ('layer.3.attention',"
-            " 'attention') or a regular expression for all of it. Default: every block."
+            " 'attention') or a regular expression for all of it. Default: every block. Where single weights are pruned"
+            " the names are those of modules, as for PEFT ('query', 'intermediate.dense')."
         },
     )
     exclude_modules: list[str] | None = field(
-        default=None, metadata={"help": "Blocks that must stay whole, written as in target_modules."}
+        default=None, metadata={"help": "Blocks (modules) that must stay whole, written as in target_modules."}
     )
 
     def __post_init__(self) -> None:
@@ -82,13 +98,20 @@ class PruningConfig(PushToHubMixin):
             )
         return found
 
-    def targets(self, keys: Sequence[str]) -> set[str]:
-        """Which of the blocks named `keys` may be pruned.
+    def targets(self, keys: Sequence[str], default: Collection[str] | None = None) -> set[str]:
+        """Which of the blocks or modules named `keys` may be pruned.
+
+        Args:
+            keys: all names.
+            default: those that are meant where `target_modules` is not set; None for all of them.
 
         Raises:
-            PruningError: a pattern that matches nothing.
+            PruningError: a pattern that matches nothing, with near names.
         """
-        wanted = set(keys) if self.target_modules is None else _matching("target_modules", self.target_modules, keys)
+        if self.target_modules is not None:
+            wanted = _matching("target_modules", self.target_modules, keys)
+        else:
+            wanted = set(keys if default is None else default)
         if self.exclude_modules is not None:
             wanted -= _matching("exclude_modules", self.exclude_modules, keys)
         return wanted
@@ -132,11 +155,7 @@ class StructuredPruningConfig(PruningConfig):
                 f"{type(self).__name__} needs exactly one budget out of {', '.join(self.BUDGETS)}; got"
                 f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'none'}."
             )
-        name, value = next(iter(given.items()))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise PruningError(f"{name}={value!r} must be a number above 0.")
-        if name != "latency_ms" and value > 1:
-            raise PruningError(f"{name}={value} must lie in (0, 1]: it is the fraction of the dense model to keep.")
+        _check_budget(*next(iter(given.items())))
         check_counts(self, "batch_size", "latency_batch_size", "round_to", "sequence_length")
         if not isinstance(self.uniform, bool):
             raise PruningError(f"uniform={self.uniform!r} must be True or False.")
@@ -145,6 +164,15 @@ class StructuredPruningConfig(PruningConfig):
     def budget(self) -> tuple[str, float]:
         """The budget's keyword and value."""
         return next((name, getattr(self, name)) for name in self.BUDGETS if getattr(self, name) is not None)
+
+
+def _check_budget(name: str, value: Any) -> None:
+    if name == "sparsity":  # its range is checked with the other settings of single weights
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise PruningError(f"{name}={value!r} must be a number above 0.")
+    if name != "latency_ms" and value > 1:
+        raise PruningError(f"{name}={value} must lie in (0, 1]: it is the fraction of the dense model to keep.")
 
 
 def check_counts(config: PruningConfig, *names: str) -> None:
@@ -187,21 +215,25 @@ class AutoPruningConfig:
         return AutoPruningConfig.from_dict(_read(name_or_path, hub_kwargs))
 
 
-def register_strategy(config_class: type[ConfigT], strategy: Any) -> None:
+def register_strategy(config_class: type[ConfigT], strategy: Any = None, *, training: Any = None) -> None:
     """Makes a strategy known under its configuration's `strategy` name.
 
     Args:
         config_class: a dataclass derived from `PruningConfig`, with a `strategy` name of its own.
-        strategy: what carries it out: a `OneShotStrategy` (see `hf_prune.strategies.base`).
+        strategy: what removes heads and filters at one go: a `OneShotStrategy` (see `hf_prune.strategies.base`).
+        training: what prunes while a model is trained, and single weights also at one go: a `TrainingStrategy` (see
+            `hf_prune.strategies.training`).
 
     Raises:
-        PruningError: the name is empty or taken by another configuration class.
+        PruningError: the name is empty or taken by another configuration class, or there is no strategy at all.
     """
     name = config_class.strategy
     taken = _REGISTRY.get(name)
-    if not name or (taken is not None and taken[0] is not config_class):
+    if not name or (taken is not None and taken.config_class is not config_class):
         raise PruningError(f"The strategy name {name!r} of {config_class.__name__} is empty or taken; choose another.")
-    _REGISTRY[name] = (config_class, strategy)
+    if strategy is None and training is None:
+        raise PruningError(f"{config_class.__name__} needs a strategy, a training strategy or both.")
+    _REGISTRY[name] = _Registered(config_class, strategy, training)
 
 
 def strategy_names() -> tuple[str, ...]:
@@ -211,15 +243,41 @@ def strategy_names() -> tuple[str, ...]:
 
 def config_class_of(name: str | None) -> type[PruningConfig]:
     """The configuration class of a strategy; PruningError with near names if there is none."""
-    return _entry(name)[0]
+    return _registered(name).config_class
 
 
 def strategy_for(config: PruningConfig) -> Any:
-    """The strategy that carries a configuration out."""
-    return _entry(config.strategy)[1]
+    """The one-shot strategy that carries a configuration out.
+
+    Raises:
+        PruningError: it only works while a model is trained.
+    """
+    found = _registered(config.strategy).one_shot
+    if found is None:
+        raise PruningError(
+            f"{type(config).__name__} works only while a model is trained: give it to PruningCallback, not to"
+            " prune_model."
+        )
+    return found
 
 
-def _entry(name: str | None) -> tuple[type[PruningConfig], Any]:
+def training_for(config: PruningConfig) -> Any:
+    """The strategy that carries a configuration out while a model is trained.
+
+    Raises:
+        PruningError: it does not work while a model is trained.
+    """
+    found = _registered(config.strategy).training
+    if found is None:
+        able = ", ".join(name for name in strategy_names() if _REGISTRY[name].training is not None)
+        raise PruningError(
+            f"{type(config).__name__} prunes at one go: give it to prune_model, and train the pruned model. While a"
+            f" model is trained, these strategies prune it: {able}."
+        )
+    return found
+
+
+def _registered(name: str | None) -> _Registered:
     if name not in _REGISTRY:
         known = strategy_names()
         raise PruningError(
@@ -250,9 +308,19 @@ def _matching(field_name: str, patterns: Sequence[str], keys: Sequence[str]) -> 
     for pattern in patterns:
         hits = {key for key in keys if key == pattern or key.endswith(f".{pattern}") or _full_match(pattern, key)}
         if not hits:
-            raise PruningError(f"{field_name}: {pattern!r} matches no block. The blocks are {', '.join(keys)}.")
+            raise PruningError(f"{field_name}: {pattern!r} matches nothing. {_near_names(pattern, keys)}")
         found |= hits
     return found
+
+
+def _near_names(pattern: str, keys: Sequence[str], most: int = 12) -> str:
+    """Names like a pattern, or else the first ones there are."""
+    ends = {".".join(key.split(".")[start:]) for key in keys for start in range(key.count(".") + 1)}
+    near = difflib.get_close_matches(pattern, sorted(ends), n=3)
+    if near:
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"There are {', '.join(keys[:most])}{rest}."
 
 
 def _full_match(pattern: str, key: str) -> bool:

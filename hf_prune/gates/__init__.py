@@ -1,6 +1,6 @@
 """What can be put on a model and taken off again."""
 
-from .mixins import FilterGateMixin, HeadGateMixin
+from .mixins import BinaryMaskMixin, FilterGateMixin, HeadGateMixin
 from .unit_gates import (
     UnitGate,
     UnitGates,
@@ -11,16 +11,22 @@ from .unit_gates import (
     remove_filter_gates,
     remove_head_gates,
 )
+from .weight_masks import WeightMasks, add_weight_masks, remove_weight_masks, weight_masks_of
 
 __all__ = [
+    "BinaryMaskMixin",
     "FilterGateMixin",
     "HeadGateMixin",
     "UnitGate",
     "UnitGates",
+    "WeightMasks",
     "add_filter_gates",
     "add_head_gates",
+    "add_weight_masks",
     "gate_columns",
     "has_gates",
     "remove_filter_gates",
     "remove_head_gates",
+    "remove_weight_masks",
+    "weight_masks_of",
 ]

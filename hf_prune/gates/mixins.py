@@ -6,7 +6,7 @@ gates folded into the output projections, so that it loads as what it was in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from .unit_gates import (
     remove_filter_gates,
     remove_head_gates,
 )
+from .weight_masks import WeightMasks, add_weight_masks, remove_weight_masks, weight_masks_of
 
 
 class GateMixin:
@@ -91,6 +92,24 @@ class FilterGateMixin(GateMixin):
     def filter_gates(self) -> UnitGates | None:
         """The gates, if there are any."""
         return self.__dict__.get("_filter_gates")
+
+
+class BinaryMaskMixin(GateMixin):
+    """Masks on single weights of a model; see `add_weight_masks`. What is saved is the masked model."""
+
+    def add_weight_masks(self: Any, masks: Mapping[str, torch.Tensor]) -> WeightMasks:
+        """Masks the named weight matrices."""
+        return add_weight_masks(self, masks)
+
+    def remove_weight_masks(self: Any, *, restore: bool = True) -> None:
+        """Takes all masks off; removed weights come back unless `restore=False`."""
+        remove_weight_masks(self, restore=restore)
+
+    @property
+    def weight_masks(self: Any) -> dict[str, torch.Tensor]:
+        """The masks by parameter name, True where a weight stays; empty without any."""
+        groups = weight_masks_of(self)
+        return {matrix.name: mask for group in groups for matrix, mask in zip(group.matrices, group.masks, strict=True)}
 
 
 def _original_class(gated: type) -> type:

@@ -49,7 +49,7 @@ def build_report(
     """The report of a finished cut; `model` is the pruned model, `blocks` from `block_reports`."""
     dense_latency, pruned_latency = latencies or (None, None)
     return PruningReport(
-        model_name=_name_of(model),
+        model_name=name_of(model),
         model_type=model.config.model_type,
         strategy=config.to_dict(),
         sequence_length=sequence_length,
@@ -75,7 +75,7 @@ def build_report(
     )
 
 
-def _name_of(model: PreTrainedModel) -> str:
+def name_of(model: PreTrainedModel) -> str:
     """The Hub name, or the last part of a local path: where a folder lies is nobody else's business."""
     name = str(model.config._name_or_path or type(model).__name__)
     return Path(name).resolve().name if Path(name).exists() else name

@@ -138,6 +138,12 @@ class PruningReport:
         """The registered name of the strategy."""
         return str(self.strategy["strategy"])
 
+    def costs(self) -> dict[str, Any]:
+        """What a checkpoint's config says about costs; times are left out, they belong to a machine."""
+        sizes = {"dense": self.dense, "pruned": self.pruned}
+        counted = {name: {"flops": size.flops, "parameters": size.parameters} for name, size in sizes.items()}
+        return {"sequence_length": self.sequence_length, **counted}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return json.loads(json.dumps(asdict(self)))

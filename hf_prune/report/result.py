@@ -14,17 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig
 from ..surgery import PruningPlan
+from ..surgery.mask_plan import MaskPlan
 from .card import pruned_model_card
 from .report import PruningReport
+from .weight_report import WeightReport
 
-PLAN_FILE = "pruning_plan.safetensors"
 REPORT_FILE = "pruning_report.json"
 PLOT_FILE = "pruning.png"
 
@@ -41,15 +40,15 @@ class PruningResult:
 
     Attributes:
         model: the pruned model (the object that was passed in).
-        plan: which units stayed, counted in the model as it was passed in.
-        report: costs, metrics and times before and after.
+        plan: which units stayed, counted in the model as it was passed in; or which single weights.
+        report: costs, metrics and times before and after; for single weights, where they were.
         config: the configuration that asked for it.
         tokenizer: what the data collator tokenised with, if it has one; saved along, so that `pipeline` finds it.
     """
 
     model: PreTrainedModel
-    plan: PruningPlan
-    report: PruningReport
+    plan: PruningPlan | MaskPlan
+    report: PruningReport | WeightReport
     config: PruningConfig
     tokenizer: Any = None
 
@@ -82,9 +81,7 @@ class PruningResult:
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             self.config.save_pretrained(folder)
-            kept = {key: torch.tensor(units, dtype=torch.int32) for key, units in self.plan.kept.items()}
-            about = {"counted_in": "the model that was pruned", "removed_layers": json.dumps(self.plan.removed_layers)}
-            save_file(kept, folder / PLAN_FILE, metadata=about)
+            self.plan.save(folder)
             text = json.dumps(self.report.to_dict(), indent=2) + "\n"
             (folder / REPORT_FILE).write_text(text, encoding="utf8")
             picture = PLOT_FILE if find_spec("matplotlib") is not None else None

@@ -41,8 +41,8 @@ def build_pruned(model: PreTrainedModel) -> None:
         PruningError: the metadata does not fit the model; nothing has been cut.
     """
     data = pruning_of(model.config)
-    if data is None:
-        return
+    if data is None or not (data["blocks"] or data.get("layers")):
+        return  # dense, or with zeros for weights, which need no cut
     blocks = blocks_described(data, read_blocks(model))
     stacks = {stack_name(block, block.key): model.get_submodule(block.stack) for block in blocks}
     check_layer_counts(data, {name: len(list(layers.children())) for name, layers in stacks.items()})

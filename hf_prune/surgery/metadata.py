@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from .plan import PruningPlan
 
 FORMAT_VERSION = 1
 KEY = "pruning"
-FIELDS = {"format", "library", "blocks", "layers", "strategy", "cost", "metrics"}
+FIELDS = {"format", "library", "blocks", "layers", "weights", "strategy", "cost", "metrics"}
 
 
 def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
@@ -44,7 +44,21 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
     if not isinstance(data["blocks"], Mapping):
         raise PruningError(f"config.{KEY}['blocks'] must be a dictionary, got {type(data['blocks']).__name__}.")
     _check_layers(data.get("layers", {}))
+    _check_weights(data.get("weights"))
     return data
+
+
+def _check_weights(weights: Any) -> None:
+    """Single weights that were removed: how many of how many, in how many matrices."""
+    if weights is None:
+        return
+    counts = ("removed", "of", "matrices")
+    valid = isinstance(weights, Mapping) and set(counts) <= set(weights) <= {*counts, "format"}
+    if not valid or not all(_is_size(weights[name]) for name in counts) or weights["removed"] > weights["of"]:
+        raise PruningError(
+            f"config.{KEY}['weights'] must say how many weights were 'removed' 'of' how many, in how many 'matrices';"
+            f" got {str(weights)[:100]}."
+        )
 
 
 def _check_layers(layers: Any) -> None:
@@ -196,7 +210,8 @@ def write_metadata(
             "cost": dict(cost),
             "metrics": dict(metrics),
         }
-        setattr(config, KEY, data | ({"layers": layers} if layers else {}))
+        weights = {"weights": earlier["weights"]} if "weights" in earlier else {}
+        setattr(config, KEY, data | ({"layers": layers} if layers else {}) | weights)
 
 
 def stack_name(block: Block, key: str) -> str:
@@ -246,10 +261,15 @@ def _layer_entries(
     return entries
 
 
-def write_metrics(model: PreTrainedModel, anatomy: ModelAnatomy, metrics: Mapping[str, Any]) -> None:
+def write_metrics(configs: Iterable[PreTrainedConfig], metrics: Mapping[str, Any]) -> None:
     """Puts measured metrics into metadata that is already there."""
-    for config in _configs(model, anatomy).values():
+    for config in configs:
         setattr(config, KEY, {**getattr(config, KEY), "metrics": dict(metrics)})
+
+
+def configs_of(model: PreTrainedModel, anatomy: ModelAnatomy) -> list[PreTrainedConfig]:
+    """The configs that metadata about a model's blocks is written to."""
+    return list(_configs(model, anatomy).values())
 
 
 def _configs(model: PreTrainedModel, anatomy: ModelAnatomy) -> dict[str, PreTrainedConfig]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ..anatomy import AttentionLayout, Block, ModelAnatomy, groups_of
 from ..anatomy.cut_experts import unequal_counts
 from ..errors import PruningError
+
+PLAN_FILE = "pruning_plan.safetensors"
 
 
 def layer_key(block: Block) -> str:
@@ -42,6 +47,12 @@ class PruningPlan:
                 raise PruningError(f"{block.key}: a mask of shape {tuple(mask.shape)} for {block.units} units.")
             kept[block.key] = tuple(mask.nonzero().flatten().tolist())
         return cls(kept)
+
+    def save(self, folder: Path) -> None:
+        """Writes the kept indices, one int32 tensor per block."""
+        kept = {key: torch.tensor(units, dtype=torch.int32) for key, units in self.kept.items()}
+        about = {"counted_in": "the model that was pruned", "removed_layers": json.dumps(self.removed_layers)}
+        save_file(kept, folder / PLAN_FILE, metadata=about)
 
     def masks(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
         """The plan as one bool mask per block."""

@@ -2,8 +2,8 @@
 
 from ...config import register_strategy
 from .config import RandomPruningConfig
-from .strategy import prune_at_random
+from .strategy import prune_at_random, train_at_random
 
-__all__ = ["RandomPruningConfig", "prune_at_random"]
+__all__ = ["RandomPruningConfig", "prune_at_random", "train_at_random"]
 
-register_strategy(RandomPruningConfig, prune_at_random)
+register_strategy(RandomPruningConfig, prune_at_random, training=train_at_random)

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from ...config import StructuredPruningConfig
 from ...errors import PruningError
+from ...weight_config import WeightPruningConfig
 
 
 @dataclass
-class RandomPruningConfig(StructuredPruningConfig):
-    """Removes heads and filters at random until the budget is met, and repairs nothing.
+class RandomPruningConfig(WeightPruningConfig, StructuredPruningConfig):
+    """Removes heads and filters, or with `sparsity` single weights, at random, and repairs nothing.
 
     A baseline, and a way to try a budget's sizes and speed before any data is at hand: without calibration data,
     costs are counted for `sequence_length` tokens (by default 128, or as many as the model has positions for).
@@ -19,6 +20,7 @@ class RandomPruningConfig(StructuredPruningConfig):
 
     strategy: ClassVar[str] = "random"
     needs_data: ClassVar[bool] = False
+    BUDGETS: ClassVar[tuple[str, ...]] = (*StructuredPruningConfig.BUDGETS, "sparsity")
 
     seed: int = field(default=0, metadata={"help": "Of the random scores: the same seed removes the same units."})
 

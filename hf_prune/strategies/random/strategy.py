@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch
 from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy
-from ...budget import data_lengths, select_units
 from ...calibration import CalibrationData
 from ...report.clock import StageClock
 from ...scores import random_scores
-from ...surgery import PruningPlan
+from ...scores.weights import RandomScores
 from ..base import Cut
+from ..scored import cut_by_scores
+from ..training import TrainingPruner
+from ..unit_pruner import UnitPruner
+from ..weight_pruner import WeightPruner, chosen
 from .config import RandomPruningConfig
 
 
@@ -22,10 +29,15 @@ def prune_at_random(
     clock: StageClock,
 ) -> Cut:
     """Decides which heads and filters go; the same on every process."""
-    with clock("search"):
-        lengths = data_lengths(model, anatomy, data, config.sequence_length)
-        values = random_scores(anatomy.blocks, config.seed)
-        scores = {block.key: score for block, score in zip(anatomy.blocks, values, strict=True)}
-        selection = select_units(model, anatomy, scores, config, data, lengths)
-    plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
-    return Cut(plan, lengths, notes=tuple(selection.notes))
+    return cut_by_scores(model, anatomy, config, data, clock, random_scores(anatomy.blocks, config.seed))
+
+
+def train_at_random(model: Any, config: RandomPruningConfig, steps: int) -> TrainingPruner:
+    """Removes weights, or heads and filters, at random while the model is trained."""
+    if config.prunes_weights:
+        return WeightPruner(model, config, steps, chosen(model, config), RandomScores(config.seed))
+    return UnitPruner(model, config, steps, partial(_drawn, seed=config.seed))
+
+
+def _drawn(model: Any, anatomy: ModelAnatomy, seed: int) -> list[torch.Tensor]:
+    return random_scores(anatomy.blocks, seed)

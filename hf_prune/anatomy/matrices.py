@@ -1,0 +1,165 @@
+"""Which weight matrices a model has, where single weights are pruned: projections, embeddings and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import PruningError
+
+
+@dataclass(frozen=True)
+class WeightMatrix:
+    """One parameter whose single weights can be pruned.
+
+    Attributes:
+        name: of the parameter, as in the state dict; where weights are tied, the first of their names.
+        module: the name of the module that holds it.
+        parameter: `[outputs, inputs]`, or as the module stores it; experts have an axis of experts before.
+        input_axis: the axis along which one output's weights lie.
+        embedding: whether it is a table of embeddings.
+    """
+
+    name: str
+    module: str
+    parameter: nn.Parameter
+    input_axis: int = -1
+    embedding: bool = False
+
+    @property
+    def layer(self) -> str | None:
+        """The path of the layer that it is in ("encoder.layer.3"), None outside every list of layers."""
+        parts = self.name.split(".")
+        places = [place for place, part in enumerate(parts) if part.isdigit()]
+        return ".".join(parts[: places[0] + 1]) if places else None
+
+    @property
+    def kind(self) -> str:
+        """Its name without the layer's path: the same in every layer ("attention.self.query")."""
+        name = self.name.removesuffix(".weight")
+        return name if self.layer is None else name.removeprefix(f"{self.layer}.")
+
+
+def all_matrices(model: nn.Module) -> list[WeightMatrix]:
+    """Every weight matrix of a model, tied ones once; neither PEFT's adapters nor what a cut left empty."""
+    adapters = _adapters(model)
+    seen: set[int] = set()
+    found = []
+    for path, module in model.named_modules():
+        if id(module) in adapters:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.numel() or not _is_matrix(module, name, parameter):
+                continue
+            seen.add(id(parameter))
+            axis = 0 if isinstance(module, Conv1D) else -1
+            embedding = isinstance(module, nn.Embedding)
+            found.append(WeightMatrix(f"{path}.{name}".lstrip("."), path, parameter, axis, embedding))
+    return found
+
+
+def choose_matrices(
+    model: nn.Module, choose: Callable[[list[str], list[str]], set[str]], *, only_layers: bool = False
+) -> list[WeightMatrix]:
+    """The matrices to prune.
+
+    Args:
+        model: any Transformers model, also inside a PEFT model.
+        choose: picks module names: from all that hold a matrix, and from those that are meant by default. The default
+            is the base model's projections and word embeddings, without position and type embeddings and without task
+            heads (Gordon et al. 2020, section 3.1). `PruningConfig.targets` is such a function.
+        only_layers: by default leave out what is in no list of layers, too: embeddings and poolers.
+
+    Raises:
+        PruningError: there is none, or one is not of floating-point numbers or has no values yet.
+    """
+    matrices = all_matrices(model)
+    wanted = choose([matrix.module for matrix in matrices], list(_default(model, matrices, only_layers)))
+    chosen = [matrix for matrix in matrices if matrix.module in wanted]
+    if not chosen:
+        raise PruningError(
+            f"{type(model).__name__} has no weight matrices to prune by default; name some in target_modules:"
+            f" it has {', '.join(matrix.module for matrix in matrices[:12]) or 'none at all'}."
+        )
+    for matrix in chosen:
+        _check(matrix)
+    return chosen
+
+
+def inner_model(model: Any) -> PreTrainedModel:
+    """The Transformers model, without a PEFT model's wrappers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _default(model: nn.Module, matrices: list[WeightMatrix], only_layers: bool) -> Iterator[str]:
+    base = _base_model(model)
+    inside = {id(parameter) for parameter in base.parameters()}
+    words = {id(module.weight) for module in _word_embeddings(base)}
+    outputs = {id(parameter) for parameter in _output_projection(base)}
+    for matrix in matrices:
+        place = id(matrix.parameter)
+        if place not in inside or (matrix.embedding and place not in words):
+            continue
+        if place in outputs - words or (only_layers and (matrix.layer is None or matrix.embedding)):
+            continue
+        yield matrix.module
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    """The model below the task head, and below a PEFT model's wrappers."""
+    inner = inner_model(model)
+    return inner.base_model if isinstance(inner, PreTrainedModel) else inner
+
+
+def _word_embeddings(base: nn.Module) -> Iterator[nn.Embedding]:
+    """What turns token ids into vectors; a model of images has none."""
+    models = (module for module in base.modules() if isinstance(module, PreTrainedModel))
+    for model in models:
+        try:
+            words = model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(words, nn.Embedding):
+            yield words
+
+
+def _output_projection(base: nn.Module) -> Iterator[nn.Parameter]:
+    """A language model's projection to its vocabulary, where the base model itself has one."""
+    outputs = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    if isinstance(outputs, nn.Module):
+        yield from outputs.parameters(recurse=False)
+
+
+def _adapters(model: nn.Module) -> set[int]:
+    """The modules that PEFT put beside the model's own."""
+    found = set()
+    for module in model.modules():
+        for name in getattr(module, "adapter_layer_names", ()):
+            part = getattr(module, name, None)
+            if isinstance(part, nn.Module):
+                found |= {id(inner) for inner in part.modules()}
+    return found
+
+
+def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
+        return name == "weight"
+    # Experts keep the matrices of all of them in one parameter; convolutions have such parameters, too.
+    return parameter.dim() == 3 and not type(module).__module__.startswith("torch.nn")
+
+
+def _check(matrix: WeightMatrix) -> None:
+    parameter = matrix.parameter
+    if not parameter.is_floating_point():
+        raise PruningError(
+            f"{matrix.name} holds {str(parameter.dtype).removeprefix('torch.')} numbers; only floating-point weights"
+            " can be pruned. Prune before quantising, or leave it out with exclude_modules."
+        )
+    if parameter.device == torch.device("meta"):
+        raise PruningError(f"{matrix.name} has no values yet (it is on the meta device). Load the model first.")

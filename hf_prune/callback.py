@@ -1,0 +1,176 @@
+"""`PruningCallback`: training-time strategies inside any `Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from .anatomy.matrices import inner_model
+from .config import AutoPruningConfig, PruningConfig, training_for
+from .errors import PruningError
+from .report.result import PruningResult
+from .strategies.hold import HoldPruningConfig
+from .strategies.training import TrainingPruner
+from .surgery.weight_metadata import weights_of
+from .trainer_logs import AddsToLogs, install_log_hook
+from .training import digest, reload_pruning, resume_pruning, save_pruning, side_file, start_pruning
+
+logger = logging.getLogger(__name__)
+
+
+class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
+    """Prunes the model that a `Trainer` trains.
+
+        Trainer(model, args, train_dataset=train, callbacks=[PruningCallback(MagnitudePruningConfig(sparsity=0.6))])
+
+    Every checkpoint that the Trainer writes is an ordinary one of the model as it is pruned so far. Beside it lies a
+    side file with what `resume_from_checkpoint` needs. With `load_best_model_at_end` the best is chosen among those
+    checkpoints that have reached what was asked for.
+
+    Args:
+        config: a strategy that works in training, or its settings as a dictionary. Without one the callback holds the
+            zeros of a model whose single weights this library has pruned.
+        checkpoint: the folder that training is resumed from, where it is not in the Trainer's output folder.
+
+    Attributes:
+        result: once training has ended, the pruned model with its plan and report.
+
+    Raises:
+        PruningError: the strategy does not work in training.
+    """
+
+    def __init__(
+        self, config: PruningConfig | Mapping[str, Any] | None = None, *, checkpoint: str | Path | None = None
+    ) -> None:
+        self.config = AutoPruningConfig.from_dict(dict(config)) if isinstance(config, Mapping) else config
+        if self.config is not None:
+            if not isinstance(self.config, PruningConfig):
+                raise PruningError(
+                    f"config is a {type(config).__name__}; pass a MagnitudePruningConfig or another PruningConfig."
+                )
+            training_for(self.config)
+        self.result: PruningResult | None = None
+        self._checkpoint = checkpoint
+        self._pruner: TrainingPruner | None = None
+        self._output: Path | None = None
+        self._met = False
+        install_log_hook()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the strategy up, or takes it up where a checkpoint left it."""
+        self._drop()
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        config = self.config or _holding(model)
+        self._output, self.result = Path(args.output_dir), None
+        if state.global_step:
+            folder = self._resumed_from(args, state, config)
+            self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
+        else:
+            self._pruner = start_pruning(model, config, state.max_steps, optimizer)
+        self._met = self._pruner.reached
+        # A checkpoint of a run without this callback has no place for its state.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Steps that mixed precision gave up count for the Trainer, but no optimizer has made them."""
+        if self._pruner is not None:
+            self._pruner.step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Lets the search for the best checkpoint begin anew once the model is as sparse as it was to become."""
+        if self._pruner is not None and not self._met and self._pruner.reached:
+            self._met = True
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves a clean model, and the result."""
+        if self._pruner is None:
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            reload_pruning(self._pruner, state.best_model_checkpoint)
+        if not self._pruner.reached:
+            logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
+        self.result = self._pruner.finish()
+        self._pruner = None
+
+    def logs(self) -> dict[str, float]:
+        """How far pruning is; what the Trainer's own logs get."""
+        return self._pruner.logs() if self._pruner is not None else {}
+
+    def state(self) -> dict[str, Any]:
+        """For the Trainer's state file, which is written last: now the side file is written, so both are there or none.
+
+        Returns:
+            The settings, and the digest by which the side file is found again.
+        """
+        saved: dict[str, str] = {}
+        step = self._pruner.step if self._pruner is not None else 0
+        folder = self._output / f"checkpoint-{step}" if self._output is not None else None
+        if self._pruner is not None and folder is not None and folder.is_dir() and step:
+            saved[self._pruner.config.strategy] = save_pruning(self._pruner, folder)
+        config = self.config.to_dict() if self.config is not None else None
+        return {"args": {"config": config}, "attributes": {"saved": saved}}
+
+    def _resumed_from(self, args: TrainingArguments, state: TrainerState, config: PruningConfig) -> Path:
+        """The folder that training is resumed from, which the Trainer keeps to itself."""
+        name = side_file(config.strategy)
+        known = _digests(state.stateful_callbacks.get(type(self).__name__), config.strategy)
+        places = [
+            self._checkpoint,
+            args.resume_from_checkpoint,
+            Path(args.output_dir) / f"checkpoint-{state.global_step}",
+        ]
+        folders = [Path(place) for place in places if isinstance(place, (str, Path))]
+        for folder in folders:
+            if (folder / name).is_file() and (not known or digest(folder / name) in known):
+                return folder
+        if not known:
+            raise PruningError(
+                f"The checkpoint at step {state.global_step} is not of a run with {type(config).__name__}: it cannot be"
+                " resumed with it. Load its weights with from_pretrained and start a new training."
+            )
+        raise PruningError(
+            f"{name} of step {state.global_step} is in none of {', '.join(map(str, folders))}. Pass the folder that is"
+            " resumed from: PruningCallback(config, checkpoint=...)."
+        )
+
+    def _drop(self) -> None:
+        """Takes off what a training that failed has left."""
+        if self._pruner is not None:
+            self._pruner.abandon()
+            self._pruner = None
+
+
+def _holding(model: Any) -> PruningConfig:
+    """The configuration that holds what a checkpoint's metadata says is removed."""
+    inner = inner_model(model)
+    if weights_of(inner.config) is None:
+        raise PruningError(
+            "PruningCallback() without a configuration holds the zeros of a pruned model, but this one's config says"
+            " nothing of removed weights. Pass a configuration; HoldPruningConfig() holds whatever zeros there are."
+        )
+    made_with = inner.config.pruning.get("strategy", {})
+    names = ("target_modules", "exclude_modules")
+    return HoldPruningConfig(**{name: made_with.get(name) for name in names})
+
+
+def _digests(entries: Any, strategy: str) -> set[str]:
+    """What the Trainer's state says of this strategy's side files."""
+    rows = entries if isinstance(entries, list) else [entries]
+    saved = [(row or {}).get("attributes", {}).get("saved", {}) for row in rows]
+    return {item[strategy] for item in saved if isinstance(item, dict) and strategy in item}
+
+
+def _text(logs: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in logs.items())

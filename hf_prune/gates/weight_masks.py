@@ -1,0 +1,235 @@
+"""Masks on single weights.
+
+The weights in the model are always the masked ones, and what was removed is kept beside them: so nothing in the
+modelling code, in the names of parameters or in the state dict changes, tied weights stay tied, and whatever saves the
+model at any time saves an ordinary checkpoint with zeros. Gradients are masked, as they are where a forward pass
+multiplies a raw weight by its mask (Gordon et al. 2020); a removed weight stays what it was when it was removed, so it
+can come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..anatomy.matrices import WeightMatrix, all_matrices
+from ..errors import PruningError
+from .bits import pack_mask, unpack_mask
+
+_OWNER = "_weight_masks"
+
+GradientWatcher = Callable[[int, torch.Tensor], None]
+
+
+class WeightMasks:
+    """Masks on some of a model's weight matrices, until `remove()` is called.
+
+    Attributes:
+        matrices: the masked matrices.
+        masks: one bool tensor per matrix, of its shape, True where a weight stays; change them with `set`.
+
+    Raises:
+        PruningError: a matrix has masks already.
+    """
+
+    def __init__(self, matrices: Sequence[WeightMatrix], watch_gradients: GradientWatcher | None = None) -> None:
+        """Puts masks that keep everything on the matrices.
+
+        `watch_gradients` gets a matrix's number and the loss's gradient with respect to its masked weights, before
+        that is masked, each time autograd has it.
+        """
+        for matrix in matrices:
+            if hasattr(matrix.parameter, _OWNER):
+                raise PruningError(
+                    f"{matrix.name} is masked already: two strategies cannot share a matrix. Give each its own with"
+                    " target_modules, or remove_weight_masks first."
+                )
+        self.matrices = tuple(matrices)
+        self.masks = [torch.ones_like(item.parameter, dtype=torch.bool) for item in self.matrices]
+        self._removed: list[torch.Tensor | None] = [None] * len(self.matrices)
+        self._watch = watch_gradients
+        self._handles: list[RemovableHandle] = []
+        for index, matrix in enumerate(self.matrices):
+            setattr(matrix.parameter, _OWNER, self)
+            if matrix.parameter.requires_grad:
+                self._handles.append(matrix.parameter.register_hook(partial(self._mask_gradient, index)))
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all weights in the matrices that is removed."""
+        return self.removed_count / sum(mask.numel() for mask in self.masks)
+
+    @property
+    def removed_count(self) -> int:
+        """How many weights are removed."""
+        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self.masks)
+
+    @torch.no_grad()
+    def set(self, masks: Sequence[torch.Tensor]) -> None:
+        """Removes and brings back weights, so that these masks hold.
+
+        Args:
+            masks: one bool tensor per matrix, of its shape.
+
+        Raises:
+            PruningError: their number, a shape or a type does not fit.
+        """
+        _check_masks(self.matrices, masks)
+        for index, (matrix, mask) in enumerate(zip(self.matrices, masks, strict=True)):
+            raw = self.raw(index)
+            self.masks[index] = mask.to(matrix.parameter.device)
+            self._removed[index] = raw
+            matrix.parameter.copy_(raw).mul_(self.masks[index])
+
+    def raw(self, index: int) -> torch.Tensor:
+        """A matrix's weights with the removed ones in their places, as a tensor of its own."""
+        parameter, removed = self.matrices[index].parameter.detach(), self._removed[index]
+        return parameter.clone() if removed is None else torch.where(self.masks[index], parameter, removed)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Sets removed weights to zero again; after an optimizer's step, whose momentum and decay move them, too."""
+        for matrix, mask, removed in zip(self.matrices, self.masks, self._removed, strict=True):
+            if removed is not None and matrix.parameter.requires_grad:
+                matrix.parameter.mul_(mask)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While it is open, the model has its raw weights."""
+        with torch.no_grad():
+            for index, matrix in enumerate(self.matrices):
+                matrix.parameter.copy_(self.raw(index))
+        try:
+            yield
+        finally:
+            self.apply_all()
+
+    @torch.no_grad()
+    def apply_all(self) -> None:
+        """Sets removed weights to zero, of frozen matrices, too."""
+        for matrix, mask in zip(self.matrices, self.masks, strict=True):
+            matrix.parameter.mul_(mask)
+
+    def delete(self) -> None:
+        """Forgets what was removed and frees all weights: those that are zero are zero, and learn again."""
+        self.masks = [torch.ones_like(mask) for mask in self.masks]
+        self._removed = [None] * len(self.masks)
+
+    def remove(self, *, restore: bool = True) -> None:
+        """Takes the masks off.
+
+        Args:
+            restore: bring removed weights back; otherwise they stay zero.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for index, matrix in enumerate(self.matrices):
+            if getattr(matrix.parameter, _OWNER, None) is self:
+                delattr(matrix.parameter, _OWNER)
+                with torch.no_grad():
+                    if restore:
+                        matrix.parameter.copy_(self.raw(index))
+                    else:  # multiplication has left negative zeros
+                        matrix.parameter.masked_fill_(~self.masks[index], 0)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What bringing weights back takes, beside the masked weights: the masks' bits and the removed values.
+
+        Returns:
+            `<name>.bits`, uint8, and `<name>.removed`, 1-D in row-major order, on the CPU.
+        """
+        tensors = {}
+        for index, matrix in enumerate(self.matrices):
+            removed = self._removed[index]
+            if removed is not None:
+                tensors[f"{matrix.name}.bits"] = pack_mask(self.masks[index])
+                tensors[f"{matrix.name}.removed"] = removed[~self.masks[index]].cpu()
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state`, for a model that holds the masked weights already.
+
+        Raises:
+            PruningError: tensors do not fit the matrices.
+        """
+        loaded = [self._loaded(index, tensors) for index in range(len(self.matrices))]
+        for index, (mask, removed) in enumerate(loaded):
+            self.masks[index], self._removed[index] = mask, removed
+
+    def _loaded(self, index: int, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        matrix = self.matrices[index]
+        parameter = matrix.parameter
+        bits, values = tensors.get(f"{matrix.name}.bits"), tensors.get(f"{matrix.name}.removed")
+        if bits is None or values is None:
+            return torch.ones_like(parameter, dtype=torch.bool), None
+        mask = unpack_mask(bits, parameter.shape, matrix.name).to(parameter.device)
+        count = mask.numel() - int(mask.count_nonzero())
+        if values.shape != (count,) or values.dtype != parameter.dtype:
+            raise PruningError(
+                f"{matrix.name}: {count} removed weights of {parameter.dtype} are needed, got {tuple(values.shape)} of"
+                f" {values.dtype}."
+            )
+        removed = torch.zeros_like(parameter)
+        removed[~mask] = values.to(parameter.device)
+        return mask, removed
+
+    def _mask_gradient(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        if self._watch is not None:
+            self._watch(index, gradient)
+        return gradient if self._removed[index] is None else gradient * self.masks[index]
+
+
+def add_weight_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> WeightMasks:
+    """Masks weight matrices of a model.
+
+    Args:
+        model: any Transformers model.
+        masks: bool tensors by parameter name, True where a weight stays.
+
+    Returns:
+        The masks, to change or to remove. After each step of an optimizer `apply()` must be called; `PruningCallback`
+        does that by itself.
+
+    Raises:
+        PruningError: a name that is no weight matrix of the model, a shape that does not fit, or a matrix that is
+            masked already.
+    """
+    known = {matrix.name: matrix for matrix in all_matrices(model)}
+    for name in masks:
+        if name not in known:
+            raise PruningError(f"{name} is no weight matrix of {type(model).__name__}; it has {', '.join(known)}.")
+    matrices = [known[name] for name in masks]
+    _check_masks(matrices, list(masks.values()))
+    chosen = WeightMasks(matrices)
+    chosen.set(list(masks.values()))
+    return chosen
+
+
+def weight_masks_of(model: nn.Module) -> list[WeightMasks]:
+    """The masks that are on a model's weights, in no particular grouping."""
+    found = [getattr(parameter, _OWNER, None) for parameter in model.parameters()]
+    return list({id(masks): masks for masks in found if masks is not None}.values())
+
+
+def remove_weight_masks(model: nn.Module, *, restore: bool = True) -> None:
+    """Takes all weight masks off a model; removed weights come back unless `restore=False`."""
+    for masks in weight_masks_of(model):
+        masks.remove(restore=restore)
+
+
+def _check_masks(matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> None:
+    if len(masks) != len(matrices):
+        raise PruningError(f"Got {len(masks)} masks for {len(matrices)} matrices.")
+    for matrix, mask in zip(matrices, masks, strict=True):
+        if mask.dtype != torch.bool or mask.shape != matrix.parameter.shape:
+            raise PruningError(
+                f"{matrix.name}: the mask must be a bool tensor of shape {tuple(matrix.parameter.shape)}, got"
+                f" {str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}."
+            )

@@ -1,0 +1,91 @@
+"""Where the zeros of a model pruned weight by weight are: by layer and by kind of matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..anatomy.matrices import all_matrices
+from ..errors import PruningError
+from .matrix_names import check_masks, matrix_name
+from .number_text import count_text, share_text
+from .tables import markdown_table
+
+OUTSIDE = "outside of the layers"
+
+_COLUMNS = ("weights", "removed", "sparsity")
+
+
+@dataclass(frozen=True)
+class MatrixSparsity:
+    """How many weights of a matrix are removed.
+
+    Attributes:
+        name: of the parameter.
+        weights: its entries.
+        removed: those that are removed.
+    """
+
+    name: str
+    weights: int
+    removed: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share that is removed."""
+        return self.removed / self.weights
+
+
+def matrix_sparsity(source: nn.Module | Mapping[str, torch.Tensor]) -> tuple[MatrixSparsity, ...]:
+    """The sparsity of every matrix.
+
+    Args:
+        source: masks by parameter name, True where the weight is kept; or a model, of which the zeros are counted in
+            every weight matrix: projections, all embeddings, experts and task heads, tied ones once.
+
+    Raises:
+        PruningError: there are no matrices, or a mask is not a bool tensor.
+    """
+    if isinstance(source, nn.Module):
+        kept = {matrix.name: matrix.parameter.detach() for matrix in all_matrices(source)}
+    else:
+        check_masks(source)
+        kept = dict(source)
+    rows = (MatrixSparsity(name, k.numel(), k.numel() - int(k.count_nonzero())) for name, k in kept.items())
+    found = tuple(row for row in rows if row.weights)
+    if not found:
+        what = type(source).__name__ if isinstance(source, nn.Module) else "An empty set of masks"
+        raise PruningError(f"{what} has no matrices to count zeros in; pass a model or its masks by parameter name.")
+    return found
+
+
+def sparsity_table(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
+    """Two Markdown tables, by kind of matrix and by layer, each with the total in its last row.
+
+    Args:
+        source: masks or a model, as for `matrix_sparsity`.
+
+    Raises:
+        PruningError: as `matrix_sparsity`.
+    """
+    rows = matrix_sparsity(source)
+    total = _row("total", rows)
+    by_kind = _grouped(rows, lambda row: f"`{matrix_name(row.name).kind}`")
+    by_layer = _grouped(rows, lambda row: f"`{layer}`" if (layer := matrix_name(row.name).layer) else OUTSIDE)
+    tables = [("matrix", by_kind), ("layer", by_layer)]
+    return "\n\n".join(markdown_table((name, *_COLUMNS), [*lines, total]) for name, lines in tables)
+
+
+def _grouped(rows: Iterable[MatrixSparsity], key: Callable[[MatrixSparsity], str]) -> list[tuple[str, str, str, str]]:
+    groups: dict[str, list[MatrixSparsity]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return [_row(name, members) for name, members in groups.items()]
+
+
+def _row(name: str, members: Sequence[MatrixSparsity]) -> tuple[str, str, str, str]:
+    weights, removed = sum(row.weights for row in members), sum(row.removed for row in members)
+    return name, count_text(weights), count_text(removed), share_text(removed, weights)

@@ -1,0 +1,29 @@
+"""The result of pruning single weights."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from ..config import PruningConfig
+from ..gates import WeightMasks
+from ..surgery.mask_plan import MaskPlan
+from .build import count_parameters, name_of
+from .result import PruningResult
+from .sparsity_tables import MatrixSparsity
+from .weight_report import WeightReport
+
+
+def weight_result(model: PreTrainedModel, config: PruningConfig, masks: WeightMasks) -> PruningResult:
+    """The result of pruning single weights; the masks are still on the model."""
+    pairs = list(zip(masks.matrices, masks.masks, strict=True))
+    matrices = tuple(
+        MatrixSparsity(matrix.name, mask.numel(), mask.numel() - int(mask.count_nonzero())) for matrix, mask in pairs
+    )
+    report = WeightReport(
+        model_name=name_of(model),
+        model_type=model.config.model_type,
+        strategy=config.to_dict(),
+        parameters=count_parameters(model),
+        matrices=matrices,
+    )
+    return PruningResult(model, MaskPlan({matrix.name: mask.cpu() for matrix, mask in pairs}), report, config)

@@ -1,0 +1,120 @@
+"""Movement scores: every weight's score falls where training moves the weight towards zero (Sanh et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..anatomy.matrices import WeightMatrix
+from ..errors import PruningError
+from ..gates import WeightMasks
+from ..processes import average
+from .weights import WeightScores
+
+
+class MovementScores(WeightScores):
+    """Scores S that learn beside the weights, by the straight-through gradient ∂L/∂S = ∂L/∂W' ∘ W (W' = mask ∘ W).
+
+    They have an optimizer of their own, AdamW without decay, so that no optimizer, scheduler or checkpoint of the
+    training loop has to know of them. They are kept in float32 whatever the weights are.
+
+    Args:
+        matrices: whose weights are scored, all from 0.
+        learning_rate: of the scores.
+        max_norm: their gradients are clipped to this norm together; None for no clipping.
+    """
+
+    def __init__(self, matrices: Sequence[WeightMatrix], learning_rate: float, max_norm: float | None = 1.0) -> None:
+        self._matrices = tuple(matrices)
+        self._scores = [torch.zeros_like(item.parameter, dtype=torch.float32) for item in matrices]
+        self._names = [item.name for item in matrices]
+        self._rate, self._max_norm = learning_rate, max_norm
+        self._optimizer = torch.optim.AdamW(self._scores, lr=learning_rate, weight_decay=0.0)
+        self._masks: WeightMasks | None = None
+        self.scaler: Any = None
+
+    def attach(self, masks: WeightMasks) -> None:
+        """Names the masks whose gradients are watched."""
+        self._masks = masks
+
+    def watch(self, index: int, gradient: torch.Tensor) -> None:
+        """Adds ∂L/∂W' ∘ W to a score's gradient."""
+        assert self._masks is not None
+        score = self._scores[index]
+        product = gradient.detach().float() * self._masks.raw(index)
+        # No gradient yet on the weights: a new step begins, also after one that was given up for an overflow.
+        if score.grad is None or self._matrices[index].parameter.grad is None:
+            score.grad = product
+        else:
+            score.grad += product
+
+    def scores(self, masks: WeightMasks) -> list[torch.Tensor]:
+        """The learnt scores."""
+        return self._scores
+
+    def add_movement(self) -> None:
+        """One plain gradient step on the scores alone: S ← S − ∂L/∂W ∘ W, where no weight is trained."""
+        for score in self._scores:
+            if score.grad is not None:
+                score.sub_(score.grad)
+                score.grad = None
+
+    def agree(self) -> None:
+        """Makes the scores the same on all processes, after each has seen its share of the data."""
+        average(self._scores)
+
+    @torch.no_grad()
+    def learn(self, masks: WeightMasks, rate: float, penalty: float) -> None:
+        """One step of the scores' optimizer."""
+        gradients = [score.grad for score in self._scores if score.grad is not None]
+        scale = self.scaler.get_scale() if self.scaler is not None else 1.0
+        if scale != 1.0:
+            for gradient in gradients:
+                gradient.div_(scale)
+        average(gradients)
+        if penalty:
+            self._add_penalty(penalty)
+        if self._max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._scores, self._max_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _add_penalty(self, penalty: float) -> None:
+        """The gradient of penalty · mean over matrices of mean σ(S), without a graph."""
+        for score in self._scores:
+            open_ = torch.sigmoid(score)
+            gradient = open_ * (1 - open_) * (penalty / (len(self._scores) * score.numel()))
+            score.grad = gradient if score.grad is None else score.grad.add_(gradient)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Scores, moments and the number of steps they rest on."""
+        tensors = {}
+        for name, score in zip(self._names, self._scores, strict=True):
+            tensors[f"{name}.score"] = score.cpu()
+            for key, value in self._optimizer.state.get(score, {}).items():
+                tensors[f"{name}.{key}"] = torch.as_tensor(value).cpu()
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            PruningError: a score is missing or of another shape.
+        """
+        for name, score in zip(self._names, self._scores, strict=True):
+            stored = {key: tensors.get(f"{name}.{key}") for key in ("score", "exp_avg", "exp_avg_sq", "step")}
+            if stored["score"] is None or any(
+                value is not None and value.shape not in (score.shape, ()) for value in stored.values()
+            ):
+                raise PruningError(f"{name}: the stored scores do not fit a matrix of shape {tuple(score.shape)}.")
+            score.copy_(stored["score"])
+            moments = {key: value for key, value in stored.items() if key != "score" and value is not None}
+            if moments:
+                self._optimizer.state[score] = {
+                    key: value.clone() if key == "step" else value.clone().to(score.device)
+                    for key, value in moments.items()
+                }

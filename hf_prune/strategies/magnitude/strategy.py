@@ -1,0 +1,43 @@
+"""Magnitude pruning: of single weights (Gordon et al. 2020), and of heads and filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ...anatomy import ModelAnatomy
+from ...calibration import CalibrationData
+from ...report.clock import StageClock
+from ...scores import magnitude_scores
+from ...scores.weights import MagnitudeScores
+from ..base import Cut
+from ..scored import cut_by_scores
+from ..training import TrainingPruner
+from ..unit_pruner import UnitPruner
+from ..weight_pruner import WeightPruner, chosen
+from .config import MagnitudePruningConfig
+
+
+def prune_by_magnitude(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: MagnitudePruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+) -> Cut:
+    """Decides which heads and filters go: those with the smallest Σ|w|."""
+    return cut_by_scores(model, anatomy, config, data, clock, unit_magnitudes(model, anatomy))
+
+
+def train_by_magnitude(model: Any, config: MagnitudePruningConfig, steps: int) -> TrainingPruner:
+    """Removes the smallest weights, or heads and filters, while the model is trained."""
+    if config.prunes_weights:
+        return WeightPruner(model, config, steps, chosen(model, config), MagnitudeScores())
+    return UnitPruner(model, config, steps, unit_magnitudes)
+
+
+def unit_magnitudes(model: Any, anatomy: ModelAnatomy) -> list[torch.Tensor]:
+    """Σ|w| of every unit."""
+    return magnitude_scores(model, anatomy.blocks)

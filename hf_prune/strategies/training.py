@@ -1,0 +1,171 @@
+"""What a strategy is that prunes while a model is trained."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from ..anatomy.matrices import inner_model
+from ..calibration import CalibrationData
+from ..config import PruningConfig
+from ..errors import PruningError
+from ..report.result import PruningResult
+from ..scores.schedule import PruningSchedule
+from ..weight_config import ScheduledPruningConfig
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingPruner(ABC):
+    """A strategy at work on one model, from before the first step of an optimizer to after the last one.
+
+    It adds nothing to the model that an optimizer, a scheduler or a wrapper (DDP, `torch.compile`) would have to know
+    of, so it can be made before or after these. `begin` or, to go on with an interrupted run, `load_state` comes
+    first; then it follows an optimizer; `finish` leaves a clean model.
+
+    Attributes:
+        model: the model as it was given, maybe inside a PEFT model.
+        config: what was asked for.
+        steps: optimizer steps of the whole training; 0 for pruning at one go.
+        step: how many have been made.
+    """
+
+    def __init__(self, model: Any, config: Any, steps: int) -> None:
+        self.model, self.config, self.steps = model, config, steps
+        self.step = 0
+        self._handle: RemovableHandle | None = None
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        """The Transformers model, without PEFT's wrapper."""
+        return inner_model(self.model)
+
+    def calibrate(self, data: CalibrationData) -> None:
+        """Learns from calibration data what pruning at one go needs; strategies that need none do nothing."""
+        del data
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Prunes what is to be pruned before the first step."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Does what follows a step of the optimizer; `step` has been counted."""
+
+    def follow(self, optimizer: Any) -> None:
+        """Works after every step of an optimizer: one of torch's, or Accelerate's wrapper around it.
+
+        Raises:
+            PruningError: it has no hooks for its steps.
+        """
+        inner = optimizer
+        while not hasattr(inner, "register_step_post_hook") or _is_wrapper(inner):
+            inner = getattr(inner, "optimizer", None)
+            if inner is None:
+                raise PruningError(
+                    f"{type(optimizer).__name__} is no torch.optim.Optimizer: its steps cannot be followed."
+                )
+        if self._handle is not None:
+            self._handle.remove()
+        self.take_scaler(getattr(optimizer, "scaler", None))
+        self._handle = inner.register_step_post_hook(self._stepped)
+
+    def take_scaler(self, scaler: Any) -> None:
+        """Gets the gradient scaler of mixed precision in float16, or None; for strategies that read gradients."""
+        del scaler
+
+    def _stepped(self, *unused: Any) -> None:
+        self.step += 1
+        self.after_step()
+
+    def let_go(self) -> None:
+        """Stops following the optimizer."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @property
+    @abstractmethod
+    def reached(self) -> bool:
+        """Whether the model is as sparse or as small as it was asked to become."""
+
+    @abstractmethod
+    def logs(self) -> dict[str, float]:
+        """How far it is, for a training log."""
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """What going on after an interruption takes, beside the model's weights, as named tensors."""
+
+    @abstractmethod
+    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """The inverse of `state`, for a model that has the weights of that moment already.
+
+        Raises:
+            PruningError: the tensors do not fit the model.
+        """
+
+    @abstractmethod
+    def finish(self) -> PruningResult:
+        """Takes everything off the model but what was pruned, and says what that is."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Takes everything off the model, and brings back what was pruned where that is still possible."""
+
+
+class TrainingStrategy(Protocol):
+    """Makes a `TrainingPruner`; nothing has happened to the model yet.
+
+    Raises:
+        PruningError: the configuration does not fit the model.
+    """
+
+    def __call__(self, model: Any, config: Any, steps: int) -> TrainingPruner:
+        """A pruner for `steps` optimizer steps, or with 0 for one go."""
+        ...
+
+
+def schedule_of(config: ScheduledPruningConfig, steps: int, initial: float, final: float) -> PruningSchedule:
+    """The schedule of a configuration in a training of `steps` optimizer steps; with 0 everything happens at once.
+
+    Warns where training ends before the schedule does.
+    """
+    start, end = (_step_of(value, steps) if steps else 0 for value in (config.begin, config.end))
+    schedule = PruningSchedule(start, max(start, end), config.frequency, initial, final)
+    if steps and schedule.end > steps:
+        logger.warning(
+            "The pruning schedule of %s ends at step %d, but training does at step %d: it will get to %.4g instead of"
+            " %.4g. Lower end=%s, or train longer.",
+            type(config).__name__,
+            schedule.end,
+            steps,
+            schedule.last_value(steps),
+            final,
+            config.end,
+        )
+    return schedule
+
+
+def check_trains(config: PruningConfig, steps: int) -> None:
+    """Raises a PruningError where the number of training steps is unknown or none."""
+    if steps < 1:
+        raise PruningError(
+            f"{type(config).__name__} needs to know how many optimizer steps the training has, got {steps}."
+        )
+
+
+def _step_of(value: float, steps: int) -> int:
+    """A setting that is a fraction of the training up to 1, and a number of steps above."""
+    return round(value * steps) if value <= 1 else round(value)
+
+
+def _is_wrapper(optimizer: Any) -> bool:
+    """Accelerate's optimizer derives from torch's but is never made as one, so its own hooks do not work."""
+    return isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer)

@@ -1,0 +1,208 @@
+"""Pruning of single weights: scores, a schedule and a rule make masks, in training or at one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..anatomy import UndoLog
+from ..anatomy.matrices import WeightMatrix, choose_matrices
+from ..budget.weight_selection import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
+from ..config import PruningConfig
+from ..errors import PruningError
+from ..gates import WeightMasks
+from ..report.result import PruningResult
+from ..report.weight_result import weight_result
+from ..scores.schedule import PruningSchedule
+from ..scores.weights import WeightScores
+from ..surgery.own_configs import give_own_configs
+from ..surgery.weight_metadata import write_weight_metadata
+from ..weight_config import WeightPruningConfig
+from .training import TrainingPruner, schedule_of
+
+
+class WeightPruner(TrainingPruner):
+    """Masks on single weights that follow a schedule.
+
+    Attributes:
+        masks: what is on the model.
+        scores: where the weights' scores come from.
+        schedule: the sparsity, or of soft movement pruning the threshold, by step.
+    """
+
+    def __init__(
+        self, model: Any, config: WeightPruningConfig, steps: int, matrices: list[WeightMatrix], scores: WeightScores
+    ) -> None:
+        super().__init__(model, config, steps)
+        _check_pattern(config, matrices)
+        self.scores = scores
+        self._threshold: float | None = getattr(config, "threshold", None)
+        self.schedule: PruningSchedule = (
+            schedule_of(config, steps, config.initial_sparsity, config.sparsity or 0.0)
+            if self._threshold is None
+            else schedule_of(config, steps, 0.0, self._threshold)
+        )
+        self.masks = WeightMasks(matrices, scores.watch)
+        self._deleted = False
+
+    def begin(self) -> None:
+        """Prunes before the first step what the schedule says."""
+        give_own_configs(self.inner, UndoLog())
+        if self.schedule.due(0):
+            self._update()
+        self._note()
+
+    def after_step(self) -> None:
+        """Keeps removed weights at zero, lets scores learn, and chooses anew when it is time."""
+        if self._deleted:
+            return
+        self.masks.apply()
+        self.scores.learn(self.masks, max(0.0, 1 - self.step / max(self.steps, 1)), self._penalty)
+        if self.schedule.due(self.step):
+            self._update()
+            self._note()
+
+    @property
+    def _penalty(self) -> float:
+        """The regulariser's factor grows with the threshold (soft movement pruning)."""
+        if self._threshold is None:
+            return 0.0
+        return float(self.config.regularization) * self.schedule.value(self.step) / self._threshold
+
+    def _update(self) -> None:
+        self.masks.set(self._chosen(self.scores.scores(self.masks), self.schedule.value(self.step)))
+        if self.config.after == "delete" and self.reached:
+            self.masks.delete()
+            self._deleted = True
+
+    def _chosen(self, scores: list[torch.Tensor], value: float) -> list[torch.Tensor]:
+        if self._threshold is not None:
+            return masks_above([score.sigmoid() for score in scores], value)
+        if self.config.pattern is not None:
+            group = self.config.pattern_sizes[1]
+            keep = group - round(group * value)
+            pairs = zip(scores, self.masks.matrices, strict=True)
+            return [pattern_mask(score, keep, group, matrix.input_axis) for score, matrix in pairs]
+        if self.config.scope == "global":
+            return masks_over(scores, kept_count(sum(score.numel() for score in scores), value))
+        return masks_by_matrix(scores, value)
+
+    def take_scaler(self, scaler: Any) -> None:
+        """For scores that learn from gradients."""
+        if hasattr(self.scores, "scaler"):
+            self.scores.scaler = scaler
+
+    @property
+    def reached(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.schedule.reached(self.step)
+
+    def logs(self) -> dict[str, float]:
+        """The fraction of the matrices' weights that is removed."""
+        return {"sparsity": self._sparsity}
+
+    def _note(self) -> None:
+        """Writes into the model's config what holds now, so that every checkpoint says what it is."""
+        self._sparsity = self.masks.sparsity
+        write_weight_metadata(self.inner.config, self.config.to_dict(), self.masks)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The removed weights, and what the scores have learnt."""
+        deleted = {"deleted": torch.tensor(True)} if self._deleted else {}
+        return self.masks.state() | self.scores.state() | deleted
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Goes on where `state` was taken."""
+        give_own_configs(self.inner, UndoLog())
+        self.masks.load_state(tensors)
+        self.scores.load_state(tensors)
+        self.step, self._deleted = step, "deleted" in tensors
+        self._note()
+
+    def finish(self) -> PruningResult:
+        """A model with zeros and without masks."""
+        self.let_go()
+        self._note()
+        result = weight_result(self.inner, self.config, self.masks)
+        self.masks.remove(restore=False)
+        return result
+
+    def abandon(self) -> None:
+        """The raw weights, as far as training has changed them."""
+        self.let_go()
+        self.masks.remove(restore=True)
+
+
+class ZeroHolder(TrainingPruner):
+    """Keeps the zeros that a model has."""
+
+    def __init__(self, model: Any, config: PruningConfig, steps: int) -> None:
+        super().__init__(model, config, steps)
+        matrices = chosen(model, config)
+        self._zeros = [matrix.parameter.detach() != 0 for matrix in matrices]
+        if all(bool(mask.all()) for mask in self._zeros):
+            raise PruningError(
+                f"{type(self.inner).__name__} has no zeros to hold in {len(matrices)} matrices: it is not pruned, or"
+                " target_modules names the wrong ones."
+            )
+        self.masks = WeightMasks(matrices)
+
+    def begin(self) -> None:
+        """Masks what is zero."""
+        self.masks.set(self._zeros)
+        self._zeros = []
+
+    def after_step(self) -> None:
+        """Sets it to zero again."""
+        self.masks.apply()
+
+    @property
+    def reached(self) -> bool:
+        """From the beginning."""
+        return True
+
+    def logs(self) -> dict[str, float]:
+        """The fraction of the matrices' weights that is zero."""
+        return {"sparsity": self.masks.sparsity}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The masks' bits."""
+        return self.masks.state()
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Goes on where `state` was taken."""
+        self.masks.load_state(tensors)
+        self.step = step
+
+    def finish(self) -> PruningResult:
+        """The model with its zeros, and without masks."""
+        self.let_go()
+        result = weight_result(self.inner, self.config, self.masks)
+        self.masks.remove(restore=False)
+        return result
+
+    def abandon(self) -> None:
+        """The zeros stay; they were there before."""
+        self.let_go()
+        self.masks.remove(restore=False)
+
+
+def chosen(model: Any, config: PruningConfig, *, only_layers: bool = False) -> list[WeightMatrix]:
+    """The matrices that a configuration is about."""
+    return choose_matrices(model, config.targets, only_layers=only_layers)
+
+
+def _check_pattern(config: WeightPruningConfig, matrices: list[WeightMatrix]) -> None:
+    """An N:M pattern must fit every matrix, before any is touched."""
+    if config.pattern is None:
+        return
+    group = config.pattern_sizes[1]
+    for matrix in matrices:
+        size = matrix.parameter.shape[matrix.input_axis]
+        if size % group:
+            raise PruningError(
+                f"{matrix.name} has {size} inputs, which pattern={config.pattern!r} cannot divide into groups of"
+                f" {group}. Leave it out with exclude_modules=[{matrix.kind!r}]."
+            )
