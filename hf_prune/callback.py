@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from .anatomy.matrices import inner_model
+from .anatomy import inner_model
 from .config import AutoPruningConfig, PruningConfig, training_for
 from .errors import PruningError
 from .report.result import PruningResult
@@ -75,8 +75,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         else:
             self._pruner = start_pruning(model, config, state.max_steps, optimizer)
         self._met = self._pruner.reached
-        # A checkpoint of a run without this callback has no place for its state.
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        # The state file of a run without this callback has no place for it.
+        state.stateful_callbacks.setdefault(type(self).__name__, {})
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,6 +6,8 @@ from .cut_together import cut_layer, cut_model, groups_of
 from .describe import describe_model, read_blocks
 from .families import FAMILIES, supported_model_types
 from .layouts import AttentionLayout, ExpertsLayout, Family, FeedForwardLayout, Tap
+from .matrices import WeightMatrix, all_matrices, choose_matrices, inner_model
+from .matrix_names import MatrixName, matrix_name
 from .position_tables import give_own_tables
 from .undo import UndoLog
 
@@ -16,18 +18,24 @@ __all__ = [
     "ExpertsLayout",
     "Family",
     "FeedForwardLayout",
+    "MatrixName",
     "ModelAnatomy",
     "Part",
     "Projection",
     "Tap",
     "UndoLog",
+    "WeightMatrix",
+    "all_matrices",
+    "choose_matrices",
     "cut_block",
     "cut_layer",
     "cut_model",
     "describe_model",
     "give_own_tables",
     "groups_of",
+    "inner_model",
     "linear_at",
+    "matrix_name",
     "read_blocks",
     "stored",
     "supported_model_types",

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import PruningError
+from .matrix_names import matrix_name
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class WeightMatrix:
 
     Attributes:
         name: of the parameter, as in the state dict; where weights are tied, the first of their names.
-        module: the name of the module that holds it.
+        module: the name of the module that holds it, as in the model without PEFT's wrappers around single layers.
         parameter: `[outputs, inputs]`, or as the module stores it; experts have an axis of experts before.
         input_axis: the axis along which one output's weights lie.
         embedding: whether it is a table of embeddings.
@@ -33,17 +34,9 @@ class WeightMatrix:
     embedding: bool = False
 
     @property
-    def layer(self) -> str | None:
-        """The path of the layer that it is in ("encoder.layer.3"), None outside every list of layers."""
-        parts = self.name.split(".")
-        places = [place for place, part in enumerate(parts) if part.isdigit()]
-        return ".".join(parts[: places[0] + 1]) if places else None
-
-    @property
     def kind(self) -> str:
-        """Its name without the layer's path: the same in every layer ("attention.self.query")."""
-        name = self.name.removesuffix(".weight")
-        return name if self.layer is None else name.removeprefix(f"{self.layer}.")
+        """Its name in its layer, the same in every layer ("attention.self.query")."""
+        return matrix_name(self.name).kind
 
 
 def all_matrices(model: nn.Module) -> list[WeightMatrix]:
@@ -60,7 +53,9 @@ def all_matrices(model: nn.Module) -> list[WeightMatrix]:
             seen.add(id(parameter))
             axis = 0 if isinstance(module, Conv1D) else -1
             embedding = isinstance(module, nn.Embedding)
-            found.append(WeightMatrix(f"{path}.{name}".lstrip("."), path, parameter, axis, embedding))
+            # What PEFT has wrapped goes by the name that it had.
+            own = path.removesuffix(".base_layer")
+            found.append(WeightMatrix(f"{path}.{name}".lstrip("."), own, parameter, axis, embedding))
     return found
 
 
@@ -106,7 +101,7 @@ def _default(model: nn.Module, matrices: list[WeightMatrix], only_layers: bool) 
         place = id(matrix.parameter)
         if place not in inside or (matrix.embedding and place not in words):
             continue
-        if place in outputs - words or (only_layers and (matrix.layer is None or matrix.embedding)):
+        if place in outputs - words or (only_layers and (not matrix_name(matrix.name).layer or matrix.embedding)):
             continue
         yield matrix.module
 
@@ -150,8 +145,8 @@ def _adapters(model: nn.Module) -> set[int]:
 def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
         return name == "weight"
-    # Experts keep the matrices of all of them in one parameter; convolutions have such parameters, too.
-    return parameter.dim() == 3 and not type(module).__module__.startswith("torch.nn")
+    # Experts keep the matrices of all of them in one parameter; position tables may have such a shape, too.
+    return parameter.dim() == 3 and "expert" in type(module).__name__.lower()
 
 
 def _check(matrix: WeightMatrix) -> None:

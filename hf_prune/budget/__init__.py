@@ -8,6 +8,7 @@ from .latency_table import LatencyConditions, latency_tables
 from .lengths import Lengths, data_lengths, lengths_of
 from .search import SearchResult, search_flops, search_units
 from .select import Selection, select_units
+from .weight_selection import kept_count, kth_largest, masks_above, masks_by_matrix, masks_over, pattern_mask
 
 __all__ = [
     "LatencyConditions",
@@ -21,9 +22,15 @@ __all__ = [
     "fit_latency",
     "flops_per_unit",
     "generation_flops_per_unit",
+    "kept_count",
+    "kth_largest",
     "latency_tables",
     "lengths_of",
+    "masks_above",
+    "masks_by_matrix",
+    "masks_over",
     "measure_latency",
+    "pattern_mask",
     "search_flops",
     "search_latency",
     "search_latency_units",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..anatomy.matrices import WeightMatrix, all_matrices
+from ..anatomy import WeightMatrix, all_matrices
 from ..errors import PruningError
 from .bits import pack_mask, unpack_mask
 

@@ -5,6 +5,7 @@ from .head_sparsity import sparsity_per_filter, sparsity_per_head
 from .magnitude_order import MagnitudeShift, Shift, magnitude_shift
 from .matrix_plots import plot_head_sparsity, plot_mask_overlap, plot_matrix_sparsity
 from .overlap import MaskOverlap, Overlap, mask_overlap
+from .reading import report_from_dict
 from .report import BlockReport, LatencySetting, PruningReport, Size
 from .sparsity_tables import MatrixSparsity, matrix_sparsity, sparsity_table
 from .study_plots import (
@@ -16,6 +17,7 @@ from .study_plots import (
     plot_losses,
     plot_magnitude_shift,
 )
+from .weight_report import WeightReport
 
 __all__ = [
     "BlockReport",
@@ -29,6 +31,7 @@ __all__ = [
     "Shift",
     "Size",
     "StudyRow",
+    "WeightReport",
     "accuracy_by_loss",
     "feature_similarity",
     "magnitude_shift",
@@ -41,6 +44,7 @@ __all__ = [
     "plot_magnitude_shift",
     "plot_mask_overlap",
     "plot_matrix_sparsity",
+    "report_from_dict",
     "sparsity_per_filter",
     "sparsity_per_head",
     "sparsity_table",

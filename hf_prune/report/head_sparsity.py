@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..anatomy import Block, Projection, describe_model
 from ..errors import PruningError
-from .matrix_names import check_masks
+from .alike import check_masks
 
 Masks = Mapping[str, torch.Tensor]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PruningError
-from .matrix_names import check_alike
+from .alike import check_alike
 
 BINS = 20
 
@@ -147,10 +147,10 @@ def _doubled_ranks(name: str, weights: torch.Tensor) -> Integers:
     values, order = torch.sort(magnitudes)
     is_tied = (values[1:] == values[:-1]).numpy()  # with the one before it
     del magnitudes, values
-    places = np.arange(count, dtype=dtype)
+    places: Integers = np.arange(count, dtype=dtype)
     places[1:][is_tied] = 0
     np.maximum.accumulate(places, out=places)  # the first place of the equal ones
-    last = np.arange(count, dtype=dtype)
+    last: Integers = np.arange(count, dtype=dtype)
     last[:-1][is_tied] = count
     np.minimum.accumulate(last[::-1], out=last[::-1])
     places += last

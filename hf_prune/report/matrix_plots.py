@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..anatomy import matrix_name
 from ..errors import PruningError
 from .figures import FAINT, draw_map, finish, new_figure
 from .map_rows import short_labels
-from .matrix_names import matrix_name
 from .number_text import share_text
 from .overlap import MaskOverlap
 from .sparsity_tables import matrix_sparsity

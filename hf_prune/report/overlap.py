@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .matrix_names import check_alike, check_masks
+from .alike import check_alike, check_masks
 
 
 @dataclass(frozen=True)

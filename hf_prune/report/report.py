@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PruningError
+from .base import NumberGroup, Report, check_report, damage_refused
 
 KINDS = ("attention", "feed_forward")
-
-_NOT_A_REPORT = "This is not a pruning report as written to pruning_report.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class LatencySetting:
 
 
 @dataclass(frozen=True)
-class PruningReport:
+class PruningReport(Report):
     """Before and after.
 
     Attributes:
@@ -128,16 +127,6 @@ class PruningReport:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    @property
-    def short_name(self) -> str:
-        """The dense model's name without owner or folders."""
-        return self.model_name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or self.model_type
-
-    @property
-    def strategy_name(self) -> str:
-        """The registered name of the strategy."""
-        return str(self.strategy["strategy"])
-
     def costs(self) -> dict[str, Any]:
         """What a checkpoint's config says about costs; times are left out, they belong to a machine."""
         sizes = {"dense": self.dense, "pruned": self.pruned}
@@ -155,9 +144,7 @@ class PruningReport:
         Raises:
             PruningError: fields are missing or unknown, or hold something else than they should.
         """
-        if not isinstance(data, Mapping):
-            raise PruningError(f"{_NOT_A_REPORT}: it is a {type(data).__name__}, not a dictionary.")
-        try:
+        with damage_refused(data):
             values = dict(data)
             setting = values.get("latency_setting")
             values |= {
@@ -168,11 +155,7 @@ class PruningReport:
                 "notes": tuple(values.get("notes", ())),
             }
             report = cls(**values)
-            _check_values(report)
-        except KeyError as error:
-            raise PruningError(f"{_NOT_A_REPORT}: it lacks {error}.") from error
-        except (AttributeError, TypeError) as error:
-            raise PruningError(f"{_NOT_A_REPORT}: {error}.") from error
+            check_report(report, (block.key for block in report.blocks), _numbers(report))
         return report
 
     def to_markdown(self) -> str:
@@ -192,22 +175,12 @@ class PruningReport:
         return plot_kept_units(self, path)
 
 
-def _check_values(report: PruningReport) -> None:
-    """Refuses a report from a file that would fail only when it is shown."""
-    if not isinstance(report.strategy, Mapping) or "strategy" not in report.strategy:
-        raise PruningError(f"{_NOT_A_REPORT}: strategy must hold a 'strategy' name, got {str(report.strategy)[:80]}.")
-    for text in (report.model_name, report.model_type, *(block.key for block in report.blocks)):
-        if not isinstance(text, str):
-            raise PruningError(f"{_NOT_A_REPORT}: names must be text, got {str(text)[:80]}.")
-    groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("report", {"sequence_length": report.sequence_length}),
-        ("stages", report.stages),
-    ]
-    groups += [("dense", vars(report.dense)), ("pruned", vars(report.pruned)), *report.metrics.items()]
+def _numbers(report: PruningReport) -> list[NumberGroup]:
+    """What must be numbers in a report on blocks."""
     counts = ("dense_units", "flops_per_unit", "parameters_per_unit", "generation_flops_per_unit")
-    groups += [(block.key, {name: getattr(block, name) for name in counts}) for block in report.blocks]
-    for group, values in groups:
-        for name, value in values.items():
-            optional = name == "latency" and value is None
-            if not optional and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise PruningError(f"{_NOT_A_REPORT}: {group} {name} must be a number, got {str(value)[:80]!r}.")
+    return [
+        ("report", {"sequence_length": report.sequence_length}),
+        ("dense", vars(report.dense)),
+        ("pruned", vars(report.pruned)),
+        *((block.key, {name: getattr(block, name) for name in counts}) for block in report.blocks),
+    ]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..anatomy.matrices import all_matrices
+from ..anatomy import all_matrices, matrix_name
 from ..errors import PruningError
-from .matrix_names import check_masks, matrix_name
+from .alike import check_masks
 from .number_text import count_text, share_text
 from .tables import markdown_table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .base import Report
 from .number_text import count_text, metric_texts, seconds_text, share_text, speedup_text
 from .report import PruningReport
 
@@ -31,10 +32,13 @@ def summary_rows(report: PruningReport) -> list[Row]:
     if dense.latency is not None and pruned.latency is not None:
         times = seconds_text(dense.latency), seconds_text(pruned.latency)
         rows.append((_latency_label(report), *times, speedup_text(dense.latency, pruned.latency)))
+    return [*rows, *metric_rows(report)]
+
+
+def metric_rows(report: Report) -> list[Row]:
+    """One row per metric: (name, dense, pruned, difference)."""
     before, after = report.metrics.get("dense", {}), report.metrics.get("pruned", {})
-    for name in dict.fromkeys((*before, *after)):
-        rows.append((name, *metric_texts(before.get(name), after.get(name))))
-    return rows
+    return [(name, *metric_texts(before.get(name), after.get(name))) for name in dict.fromkeys((*before, *after))]
 
 
 def _generation_rows(report: PruningReport) -> list[Row]:
@@ -55,7 +59,7 @@ def block_rows(report: PruningReport) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def stage_rows(report: PruningReport) -> list[tuple[str, str, str]]:
+def stage_rows(report: Report) -> list[tuple[str, str, str]]:
     """One row per stage: (name, time, share of the whole), the total last; nothing if no times were taken."""
     total = sum(report.stages.values())
     rows = [(name, seconds_text(seconds), share_text(seconds, total)) for name, seconds in report.stages.items()]
@@ -85,7 +89,7 @@ def block_markdown(report: PruningReport) -> str:
     return markdown_table(BLOCK_HEADER, [(f"`{key}`", *row) for key, *row in block_rows(report)])
 
 
-def stage_markdown(report: PruningReport) -> str:
+def stage_markdown(report: Report) -> str:
     """The stage rows as a Markdown table, empty without times."""
     rows = stage_rows(report)
     return markdown_table(("stage", "time", "share"), rows) if rows else ""
@@ -96,13 +100,23 @@ def report_markdown(report: PruningReport) -> str:
 
     Sections that have nothing to say are left out.
     """
-    sections = [
-        (f"# {report.short_name}: {report.strategy_name} pruning", summary_markdown(report)),
-        ("## Blocks", block_markdown(report) if report.blocks else ""),
+    return sections_markdown(
+        report, summary_markdown(report), [("## Blocks", block_markdown(report) if report.blocks else "")]
+    )
+
+
+def sections_markdown(report: Report, summary: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A report's sections of (heading, text), between its summary and what all reports end with.
+
+    Sections that have nothing to say are left out.
+    """
+    everything = [
+        (f"# {report.short_name}: {report.strategy_name} pruning", summary),
+        *sections,
         ("## Time by stage", stage_markdown(report)),
         ("## Notes", "\n".join(f"- {note}" for note in report.notes)),
     ]
-    return "\n\n".join(f"{heading}\n\n{text}" for heading, text in sections if text) + "\n"
+    return "\n\n".join(f"{heading}\n\n{text}" for heading, text in everything if text) + "\n"
 
 
 def _kept_row(what: str, dense: float, pruned: float) -> Row:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..errors import PruningError
+from .base import NOT_A_REPORT, Report, check_report, damage_refused
 from .sparsity_tables import MatrixSparsity
 
 
 @dataclass(frozen=True)
-class WeightReport:
+class WeightReport(Report):
     """Which weights were set to zero; no matrix is smaller for it.
 
     Attributes:
@@ -39,6 +42,53 @@ class WeightReport:
         """How many weights were removed."""
         return sum(matrix.removed for matrix in self.matrices)
 
+    @property
+    def weights(self) -> int:
+        """How many weights the pruned matrices have."""
+        return sum(matrix.weights for matrix in self.matrices)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WeightReport:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PruningError: fields are missing or unknown, or hold something else than they should.
+        """
+        with damage_refused(data):
+            matrices = tuple(MatrixSparsity(**row) for row in data["matrices"])
+            report = cls(**{**data, "matrices": matrices, "notes": tuple(data.get("notes", ()))})
+            counts = ("report", {"parameters": report.parameters})
+            check_report(report, (matrix.name for matrix in matrices), [counts])
+            for matrix in matrices:
+                _check_matrix(matrix)
+        return report
+
+    def to_markdown(self) -> str:
+        """The summary, and the sparsity by kind of matrix and by layer, as Markdown."""
+        from .weight_tables import weight_report_markdown
+
+        return weight_report_markdown(self)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A heat map of the sparsity, layer by kind of matrix, as a matplotlib figure; also written to `path`.
+
+        Raises:
+            PruningError: matplotlib is not installed, or the report has no matrices.
+        """
+        from .weight_plots import plot_removed_weights
+
+        return plot_removed_weights(self, path)
+
+
+def _check_matrix(matrix: MatrixSparsity) -> None:
+    """Refuses counts that cannot be."""
+    for count in (matrix.weights, matrix.removed):
+        if type(count) is not int or not 0 <= count <= matrix.weights or not matrix.weights:
+            raise PruningError(
+                f"{NOT_A_REPORT}: {matrix.name} must have removed some of 1 weight or more, got"
+                f" {str(matrix.removed)[:80]!r} of {str(matrix.weights)[:80]!r}."
+            )

@@ -3,9 +3,18 @@
 from .gradient_rows import GradientRows
 from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
 from .importance import fisher_scores, gradient_scores, magnitude_scores, random_scores
+from .movement import MovementScores
+from .schedule import PruningSchedule, cubic_sparsity
+from .weights import MagnitudeScores, RandomScores, WeightScores
 
 __all__ = [
     "GradientRows",
+    "MagnitudeScores",
+    "MovementScores",
+    "PruningSchedule",
+    "RandomScores",
+    "WeightScores",
+    "cubic_sparsity",
     "evaluating",
     "fisher_gradients",
     "fisher_scores",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..anatomy.matrices import WeightMatrix
+from ..anatomy import WeightMatrix
 from ..errors import PruningError
 from ..gates import WeightMasks
 from ..processes import average

@@ -11,12 +11,12 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..anatomy.matrices import inner_model
+from ..anatomy import inner_model
 from ..calibration import CalibrationData
 from ..config import PruningConfig
 from ..errors import PruningError
 from ..report.result import PruningResult
-from ..scores.schedule import PruningSchedule
+from ..scores import PruningSchedule
 from ..weight_config import ScheduledPruningConfig
 
 logger = logging.getLogger(__name__)

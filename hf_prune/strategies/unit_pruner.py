@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..anatomy import Block, ModelAnatomy, describe_model, groups_of
-from ..anatomy.matrices import WeightMatrix
+from ..anatomy import Block, ModelAnatomy, WeightMatrix, describe_model, groups_of
 from ..budget import data_lengths, select_units
 from ..budget.targets import in_wanted_units
 from ..calibration import CalibrationData

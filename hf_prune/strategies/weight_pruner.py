@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 
-from ..anatomy import UndoLog
-from ..anatomy.matrices import WeightMatrix, choose_matrices
-from ..budget.weight_selection import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
+from ..anatomy import UndoLog, WeightMatrix, choose_matrices
+from ..budget import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
 from ..config import PruningConfig
 from ..errors import PruningError
 from ..gates import WeightMasks
 from ..report.result import PruningResult
 from ..report.weight_result import weight_result
-from ..scores.schedule import PruningSchedule
-from ..scores.weights import WeightScores
+from ..scores import PruningSchedule, WeightScores
 from ..surgery.own_configs import give_own_configs
 from ..surgery.weight_metadata import write_weight_metadata
 from ..weight_config import WeightPruningConfig
@@ -124,6 +122,8 @@ class WeightPruner(TrainingPruner):
     def finish(self) -> PruningResult:
         """A model with zeros and without masks."""
         self.let_go()
+        if self._deleted:  # what has not learnt again counts as removed
+            self.masks.set([matrix.parameter.detach() != 0 for matrix in self.masks.matrices])
         self._note()
         result = weight_result(self.inner, self.config, self.masks)
         self.masks.remove(restore=False)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_prune.anatomy import matrix_name
 from hf_prune.errors import PruningError
-from hf_prune.report.matrix_names import check_alike, check_masks, matrix_name
+from hf_prune.report.alike import check_alike, check_masks
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from ...anatomy import ModelAnatomy
 from ...calibration import CalibrationData
 from ...report.clock import StageClock
-from ...scores import magnitude_scores
-from ...scores.weights import MagnitudeScores
+from ...scores import MagnitudeScores, magnitude_scores
 from ..base import Cut
 from ..scored import cut_by_scores
 from ..training import TrainingPruner

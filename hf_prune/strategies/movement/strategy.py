@@ -6,8 +6,7 @@ from typing import Any
 
 from ...calibration import CalibrationData
 from ...errors import PruningError
-from ...scores import evaluating
-from ...scores.movement import MovementScores
+from ...scores import MovementScores, evaluating
 from ..weight_pruner import WeightPruner, chosen
 from .config import MovementPruningConfig
 

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from ...anatomy import ModelAnatomy
 from ...calibration import CalibrationData
 from ...report.clock import StageClock
-from ...scores import random_scores
-from ...scores.weights import RandomScores
+from ...scores import RandomScores, random_scores
 from ..base import Cut
 from ..scored import cut_by_scores
 from ..training import TrainingPruner
