@@ -17,7 +17,7 @@ from .anatomy import ModelAnatomy, UndoLog, describe_model
 from .budget.latency import check_length, compare_with_undone
 from .budget.targets import in_wanted_units
 from .calibration import CalibrationData
-from .config import PruningConfig, StructuredPruningConfig, strategy_for, training_for
+from .config import PruningConfig, StructuredPruningConfig, check_at_once, strategy_for, training_for
 from .errors import PruningError
 from .gates import has_gates
 from .report.build import block_reports, build_report, count_parameters
@@ -73,6 +73,7 @@ def prune_model(
     """
     if not isinstance(config, PruningConfig):
         raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
+    check_at_once(config)
     anatomy = None if config.prunes_weights else _checked(model, config)
     data = None
     if calibration_data is not None or config.needs_data or anatomy is not None:

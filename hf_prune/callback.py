@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from .anatomy import inner_model
 from .config import AutoPruningConfig, PruningConfig, training_for
 from .errors import PruningError
+from .processes import wait_for_all
 from .report.result import PruningResult
 from .strategies.hold import HoldPruningConfig
 from .strategies.training import TrainingPruner
@@ -65,8 +66,10 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sets the strategy up, or takes it up where a checkpoint left it."""
-        self._drop()
+        self._drop(resumed=state.global_step > 0)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        if self.result is not None:
+            _check_optimizer(model, optimizer)
         config = self.config or _holding(model)
         self._output, self.result = Path(args.output_dir), None
         if state.global_step:
@@ -78,16 +81,13 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         # The state file of a run without this callback has no place for it.
         state.stateful_callbacks.setdefault(type(self).__name__, {})
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Steps that mixed precision gave up count for the Trainer, but no optimizer has made them."""
-        if self._pruner is not None:
-            self._pruner.step = state.global_step
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Lets the search for the best checkpoint begin anew once the model is as sparse as it was to become."""
-        if self._pruner is not None and not self._met and self._pruner.reached:
+        if self._pruner is None:
+            return
+        # Steps that mixed precision gave up count for the Trainer, but no optimizer has made them.
+        self._pruner.step = state.global_step
+        if not self._met and self._pruner.reached:
             self._met = True
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
@@ -98,6 +98,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         if self._pruner is None:
             return
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            wait_for_all()  # the first process may still be writing the last checkpoint
             reload_pruning(self._pruner, state.best_model_checkpoint)
         if not self._pruner.reached:
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
@@ -118,14 +119,15 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         step = self._pruner.step if self._pruner is not None else 0
         folder = self._output / f"checkpoint-{step}" if self._output is not None else None
         if self._pruner is not None and folder is not None and folder.is_dir() and step:
-            saved[self._pruner.config.strategy] = save_pruning(self._pruner, folder)
+            saved[side_file(self._pruner.config)] = save_pruning(self._pruner, folder)
         config = self.config.to_dict() if self.config is not None else None
         return {"args": {"config": config}, "attributes": {"saved": saved}}
 
     def _resumed_from(self, args: TrainingArguments, state: TrainerState, config: PruningConfig) -> Path:
         """The folder that training is resumed from, which the Trainer keeps to itself."""
-        name = side_file(config.strategy)
-        known = _digests(state.stateful_callbacks.get(type(self).__name__), config.strategy)
+        name = side_file(config)
+        saved = _saved(state.stateful_callbacks.get(type(self).__name__))
+        known = {digest for file, digest in saved if file == name}
         places = [
             self._checkpoint,
             args.resume_from_checkpoint,
@@ -136,19 +138,24 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             if (folder / name).is_file() and (not known or digest(folder / name) in known):
                 return folder
         if not known:
+            others = ", ".join(sorted({file for file, _ in saved}))
             raise PruningError(
-                f"The checkpoint at step {state.global_step} is not of a run with {type(config).__name__}: it cannot be"
-                " resumed with it. Load its weights with from_pretrained and start a new training."
+                f"The checkpoint at step {state.global_step} is not of a run with this {type(config).__name__}, which"
+                f" would have written {name}{f' and not {others}' if others else ''}: it cannot be resumed with it. Go"
+                " on with the configuration that the run had, or load the weights with from_pretrained and start a new"
+                " training."
             )
+        found = [str(folder / name) for folder in folders if (folder / name).is_file()]
+        reason = f"{found[0]} is damaged or another run's" if found else f"none in {', '.join(map(str, folders))}"
         raise PruningError(
-            f"{name} of step {state.global_step} is in none of {', '.join(map(str, folders))}. Pass the folder that is"
-            " resumed from: PruningCallback(config, checkpoint=...)."
+            f"The {name} of step {state.global_step} is missing: {reason}. If training is resumed from another folder,"
+            " pass that: PruningCallback(config, checkpoint=...)."
         )
 
-    def _drop(self) -> None:
-        """Takes off what a training that failed has left."""
+    def _drop(self, resumed: bool) -> None:
+        """Takes off what a training that failed has left; a checkpoint's weights may be in the model already."""
         if self._pruner is not None:
-            self._pruner.abandon()
+            self._pruner.abandon(restore=not resumed)
             self._pruner = None
 
 
@@ -165,11 +172,22 @@ def _holding(model: Any) -> PruningConfig:
     return HoldPruningConfig(**{name: made_with.get(name) for name in names})
 
 
-def _digests(entries: Any, strategy: str) -> set[str]:
-    """What the Trainer's state says of this strategy's side files."""
+def _check_optimizer(model: Any, optimizer: Any) -> None:
+    """A Trainer keeps its optimizer for the next training, though a cut has replaced the parameters it was made for."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if trained - held and held - trained:
+        raise PruningError(
+            "The Trainer's optimizer is that of the training before, which has cut the model since: the matrices that"
+            " were cut would not be trained. Make a new Trainer, or set trainer.optimizer = None."
+        )
+
+
+def _saved(entries: Any) -> list[tuple[str, str]]:
+    """The side files that the Trainer's state tells of, with their digests."""
     rows = entries if isinstance(entries, list) else [entries]
     saved = [(row or {}).get("attributes", {}).get("saved", {}) for row in rows]
-    return {item[strategy] for item in saved if isinstance(item, dict) and strategy in item}
+    return [pair for item in saved if isinstance(item, dict) for pair in item.items()]
 
 
 def _text(logs: Mapping[str, float]) -> str:

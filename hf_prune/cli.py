@@ -17,7 +17,7 @@ from .commands.options import make_config, take, with_options
 from .errors import PruningError
 
 if TYPE_CHECKING:
-    from .report.report import PruningReport
+    from .report import PruningReport, WeightReport
 
 app = typer.Typer(
     name="hf-prune",
@@ -95,18 +95,23 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what was cut from a checkpoint, or what a dense model is made of. No weights are loaded."""
+    """Show what was pruned from a checkpoint, or what a dense model is made of. The model itself is not loaded."""
     from .commands.inspection import anatomy_table, inspect_checkpoint
 
     inspection = inspect_checkpoint(model)
     if as_json:
         show(json.dumps(inspection.to_dict(sequence_length)))
-    elif inspection.report is None:
-        show(anatomy_table(inspection, sequence_length))
-    else:
+        return
+    if inspection.report is not None:
         _show_report(inspection.report, inspection.mapped, blocks=True)
         if inspection.only_counted:
             note("Which filters stayed is in pruning_report.json, which is not with this checkpoint.")
+    if inspection.weights is not None:
+        show(inspection.weights.text)
+        if inspection.weights.report is not None:
+            _show_report(inspection.weights.report)
+    elif inspection.report is None and inspection.anatomy is not None:
+        show(anatomy_table(inspection, inspection.anatomy, sequence_length))
 
 
 @app.command()
@@ -165,14 +170,27 @@ def demo(
     note(f"Picture:    {outcome.picture.resolve() if outcome.picture else 'none (pip install hf-prune[report])'}")
 
 
-def _show_report(report: PruningReport, mapped: PruningReport | None = None, blocks: bool = False) -> None:
-    """The summary, every block if asked for, and the heat map of the blocks whose kept units are known."""
-    from .report.terminal import block_table, heat_map, summary_table
+def _show_report(
+    report: PruningReport | WeightReport, mapped: PruningReport | None = None, blocks: bool = False
+) -> None:
+    """A report's tables and remarks.
 
-    show(summary_table(report))
-    if blocks:
-        show(block_table(report))
-    if mapped is not None or not blocks:
-        show(heat_map(mapped or report, terminal_width()))
+    Args:
+        report: on blocks or on single weights.
+        mapped: of a report on blocks, those whose kept units are known.
+        blocks: show every block, too, and of the heat map only what is known.
+    """
+    from .report import WeightReport
+    from .report.terminal import block_table, heat_map, summary_table, weight_tables
+
+    if isinstance(report, WeightReport):
+        for table in weight_tables(report):
+            show(table)
+    else:
+        show(summary_table(report))
+        if blocks:
+            show(block_table(report))
+        if mapped is not None or not blocks:
+            show(heat_map(mapped or report, terminal_width()))
     for remark in report.notes:
         note(remark)

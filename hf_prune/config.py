@@ -40,10 +40,12 @@ class PruningConfig(PushToHubMixin):
     Attributes:
         strategy: the strategy's registered name.
         needs_data: whether it cannot do without calibration data.
+        at_once: whether it can prune at one go, as `prune_model` does; otherwise only while a model is trained.
     """
 
     strategy: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
 
     @property
     def prunes_weights(self) -> bool:
@@ -254,11 +256,20 @@ def strategy_for(config: PruningConfig) -> Any:
     """
     found = _registered(config.strategy).one_shot
     if found is None:
-        raise PruningError(
-            f"{type(config).__name__} works only while a model is trained: give it to PruningCallback, not to"
-            " prune_model."
-        )
+        raise _only_in_training(config)
     return found
+
+
+def check_at_once(config: PruningConfig) -> None:
+    """Raises a PruningError where a strategy works only while a model is trained."""
+    if not config.at_once:
+        raise _only_in_training(config)
+
+
+def _only_in_training(config: PruningConfig) -> PruningError:
+    return PruningError(
+        f"{type(config).__name__} works only while a model is trained: give it to PruningCallback, not to prune_model."
+    )
 
 
 def training_for(config: PruningConfig) -> Any:

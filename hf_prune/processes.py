@@ -22,3 +22,9 @@ def average(tensors: Iterable[torch.Tensor]) -> None:
     for tensor in tensors:
         torch.distributed.all_reduce(tensor)
         tensor.div_(count)
+
+
+def wait_for_all() -> None:
+    """Goes on when every process has come here."""
+    if process_count() > 1:
+        torch.distributed.barrier()

@@ -8,6 +8,7 @@ callback log beside the loss has the callback's numbers in it. Other logs and ot
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +35,15 @@ def install_log_hook() -> None:
         if "loss" in logs:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, AddsToLogs):
-                    logs.update(callback.logs())
+                    _add(logs, callback.logs())
         original(self, logs, *args, **kwargs)
 
     log.logs_pruning = True  # type: ignore[attr-defined]
     Trainer.log = log
+
+
+def _add(logs: dict[str, float], numbers: dict[str, float]) -> None:
+    """Two callbacks' numbers do not replace each other: "sparsity" and "sparsity_2"."""
+    for name, number in numbers.items():
+        places = (f"{name}_{place}" if place > 1 else name for place in itertools.count(1))
+        logs[next(place for place in places if place not in logs)] = number

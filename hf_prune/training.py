@@ -68,9 +68,15 @@ def resume_pruning(
     return pruner
 
 
-def side_file(strategy: str) -> str:
-    """The name of the file beside a checkpoint that holds what a strategy needs to go on."""
-    return f"pruning_state.{strategy}.safetensors"
+def side_file(config: PruningConfig) -> str:
+    """The name of the file beside a checkpoint that holds what a strategy needs to go on.
+
+    Strategies that share no module may work side by side, also two of one kind: `target_modules` and `exclude_modules`
+    are in the name.
+    """
+    modules = json.dumps([config.target_modules, config.exclude_modules])
+    part = "" if modules == "[null, null]" else f"-{hashlib.sha256(modules.encode()).hexdigest()[:8]}"
+    return f"pruning_state.{config.strategy}{part}.safetensors"
 
 
 def save_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> str:
@@ -79,7 +85,7 @@ def save_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> str:
     Returns:
         The file's SHA-256, by which it is found again.
     """
-    target = Path(folder) / side_file(pruner.config.strategy)
+    target = Path(folder) / side_file(pruner.config)
     about = {
         "format": FORMAT,
         "step": str(pruner.step),
@@ -113,10 +119,10 @@ def reload_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> No
 
 
 def _load(pruner: TrainingPruner, folder: Path) -> None:
-    path = folder / side_file(pruner.config.strategy)
+    path = folder / side_file(pruner.config)
     if not path.is_file():
-        others = sorted(file.name for file in folder.glob(side_file("*")))
-        found = f" It holds {', '.join(others)}, of another strategy." if others else ""
+        others = sorted(file.name for file in folder.glob("pruning_state.*.safetensors"))
+        found = f" It holds {', '.join(others)}, of another strategy or for other modules." if others else ""
         raise PruningError(
             f"{folder} holds no {path.name}, which {type(pruner.config).__name__} needs to go on.{found}"
         )

@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from hf_prune import FisherPruningConfig, count_flops, describe_model, prune_model
+from hf_prune import FisherPruningConfig, HoldPruningConfig, PruningError, count_flops, describe_model, prune_model
 from hf_prune.budget import total_unit_parameters
 from hf_prune.recovery import rearrange_mask
 from hf_prune.scores import fisher_gradients, magnitude_scores
@@ -242,3 +242,12 @@ class TestResult:
         names = {path.name for path in (tmp_path / "small").iterdir()}
         assert names >= {"README.md", "config.json", "model.safetensors", "pruning_report.json", "pruning_config.json"}
         assert not {path.suffix for path in (tmp_path / "small").iterdir()} & {".bin", ".pt", ".pkl"}
+
+
+def test_what_works_only_in_training_is_refused() -> None:
+    model = case("bert", "classification").model()
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.zero_()
+    with pytest.raises(PruningError, match="HoldPruningConfig works only while a model is trained: give it to Prun"):
+        prune_model(model, HoldPruningConfig())
+    assert not hasattr(model.config, "pruning")

@@ -103,10 +103,17 @@ class TestTargets:
         assert config.targets(KEYS) == expected
 
     @pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])
-    @pytest.mark.parametrize("pattern", ["ttention", "layer.12.attention", "query"])
-    def test_pattern_that_matches_nothing(self, name: str, pattern: str) -> None:
+    @pytest.mark.parametrize(
+        ("pattern", "hint"),
+        [
+            ("ttention", r"Did you mean 'attention' or '\d+.attention'"),
+            ("layer.12.attention", "Did you mean 'layer.2.attention' or 'layer.1"),
+            ("qkv", "There are encoder.layer.0.attention, encoder.layer.0.intermediate, .* and 12 more"),
+        ],
+    )
+    def test_pattern_that_matches_nothing(self, name: str, pattern: str, hint: str) -> None:
         config = FisherPruningConfig(flops=0.5, **{name: [pattern]})
-        with pytest.raises(PruningError, match=f"{name}: '{pattern}' matches no block. The blocks are encoder"):
+        with pytest.raises(PruningError, match=f"{name}: '{pattern}' matches nothing. {hint}"):
             config.targets(KEYS)
 
     def test_pattern_that_is_no_expression(self) -> None:
@@ -116,7 +123,7 @@ class TestTargets:
 
 class TestRegistry:
     def test_strategies_are_known_by_name(self, toy: type[ToyConfig]) -> None:
-        assert strategy_names() == ("fisher", "random", "toy")
+        assert strategy_names() == ("fisher", "hold", "magnitude", "movement", "random", "toy")
         assert config_class_of("fisher") is FisherPruningConfig
         assert strategy_for(FisherPruningConfig(flops=0.5)) is prune_by_fisher
         assert strategy_for(toy(flops=0.5)) == "toy strategy"
@@ -234,8 +241,11 @@ class TestScripts:
     @pytest.mark.parametrize("name", strategy_names())
     def test_parser_gives_the_defaults(self, name: str) -> None:
         config_class = config_class_of(name)
-        [parsed] = HfArgumentParser(config_class).parse_args_into_dataclasses(["--flops", "0.5"])
-        assert parsed == config_class(flops=0.5)
+        budgets = {"hold": {}, "movement": {"sparsity": 0.5}}
+        budget = budgets.get(name, {"flops": 0.5})
+        words = [word for setting, value in budget.items() for word in (f"--{setting}", str(value))]
+        [parsed] = HfArgumentParser(config_class).parse_args_into_dataclasses(words)
+        assert parsed == config_class(**budget)
 
     def test_parser_reads_every_field(self) -> None:
         words = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from hf_prune import FisherPruningConfig, PruningResult, prune_model
 from hf_prune.report import result as result_module
+from hf_prune.surgery import plan as plan_module
 from tests.conformance.plans import difference, run
 from tests.failing import Failing
 from tests.small_models import Batch, case
@@ -26,12 +28,16 @@ def result(batches: list[Batch]) -> PruningResult:
     return prune_model(BERT.model(), FisherPruningConfig(flops=0.5, latency_batch_size=2), batches)
 
 
-@pytest.mark.parametrize("moment", ["save_file", "pruned_model_card"])
+@pytest.mark.parametrize("moment", [(plan_module, "save_file"), (result_module, "pruned_model_card")])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_failed_save_leaves_no_folder(
-    result: PruningResult, moment: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: PruningResult,
+    moment: tuple[ModuleType, str],
+    error: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(result_module, moment, Failing(getattr(result_module, moment), 0, error))
+    monkeypatch.setattr(*moment, Failing(getattr(*moment), 0, error))
     with pytest.raises(error):
         result.save_pretrained(tmp_path / "small")
     assert list(tmp_path.iterdir()) == []

@@ -93,11 +93,15 @@ class TaskRows:
         self._pool = [row for row in train if self._texts(row) not in taken]
 
     def calibration(self, seed: int, examples: int) -> Dataset:
+        """Train rows, tokenised; see `drawn`."""
+        return self._tokenised(self.drawn(seed, examples))
+
+    def drawn(self, seed: int, examples: int) -> list[Row]:
         """Train rows drawn without replacement; a larger sample of the same seed holds the smaller ones."""
         order = np.random.default_rng(seed).permutation(len(self._pool))[:examples]
         if len(order) < examples:
             raise ValueError(f"{examples} examples asked for, but {self.task.title} has {len(self._pool)} to draw from")
-        return self._tokenised([self._pool[index] for index in order])
+        return [self._pool[index] for index in order]
 
     def evaluation(self, split: str, limit: int | None = None) -> Dataset:
         """The "dev" file or the "held_out" train rows; `limit` keeps the first ones only."""

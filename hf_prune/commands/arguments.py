@@ -51,16 +51,24 @@ class DataArguments:
                 raise PruningError(f"--{name} {value} must be at least 1.")
         if self.dataset_name and (self.train_file or self.validation_file):
             raise PruningError("--dataset_name and --train_file/--validation_file exclude each other; give one source.")
-        if not self.dataset_name and not self.train_file:
-            raise PruningError(
-                "Labelled rows are needed to calibrate on: give --dataset_name, or --train_file (.tsv, .csv, .json,"
-                " .jsonl, .parquet, .txt)."
-            )
         for name in ("dataset_config_name", "validation_split"):
             if getattr(self, name) and not self.dataset_name:
                 raise PruningError(f"--{name} belongs to --dataset_name, which is not given.")
         if self.text_pair_column and not self.text_column:
             raise PruningError("--text_pair_column names the second text of a pair; name the first with --text_column.")
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any rows."""
+        return bool(self.dataset_name or self.train_file or self.validation_file)
+
+    def check_rows(self) -> None:
+        """Raises a PruningError where there are no rows to calibrate on."""
+        if not self.dataset_name and not self.train_file:
+            raise PruningError(
+                "Labelled rows are needed to calibrate on: give --dataset_name, or --train_file (.tsv, .csv, .json,"
+                " .jsonl, .parquet, .txt)."
+            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ class RunArguments:
     )
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to upload the result to."})
     strategy: str = field(default="fisher", metadata={"help": "The pruning method."})
+    format: str = field(
+        default="dense",
+        metadata={
+            "help": "How weights are written: dense, or bitmask (many zeros in little space; reading takes hf_prune)."
+        },
+    )
     task: str | None = field(
         default=None, metadata={"help": "The task, as pipelines call it. Default: that of the model's head."}
     )

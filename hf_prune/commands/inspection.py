@@ -1,15 +1,11 @@
-"""`hf-prune inspect`: what was cut from a checkpoint, read from its config; no weights are loaded."""
+"""`hf-prune inspect`: what was cut from a checkpoint, read from its config without building the model's weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -17,15 +13,16 @@ from transformers import PreTrainedModel
 
 from ..anatomy import Block, ModelAnatomy, describe_model
 from ..budget import Lengths, flops_per_unit, generation_flops_per_unit, lengths_of, total_flops, total_unit_parameters
-from ..errors import PruningError
+from ..errors import UnsupportedModelError
 from ..report.build import count_parameters
 from ..report.number_text import count_text
 from ..report.report import BlockReport, PruningReport, Size
-from ..report.result import REPORT_FILE
 from ..report.tables import UNIT_NAMES
 from ..surgery import pruning_of
 from ..surgery.metadata import saved_name
 from .models import load_config, model_without_weights
+from .weight_inspection import WeightInspection, inspect_weights
+from .written_report import written_report
 
 DEFAULT_LENGTH = 128
 
@@ -39,20 +36,22 @@ class Inspection:
 
     Attributes:
         name: local folder or Hub name.
-        anatomy: its blocks as they are now.
+        anatomy: its blocks as they are now; None where only single weights of the model can be pruned.
         model: its modules, without weights.
         parameters: all parameters it has now.
-        report: what pruning did to it; None for a dense model.
+        report: what pruning did to its blocks; None where they are whole.
         only_counted: keys of the report's blocks of which it is known how many units stayed, but not which: a config
             names heads and counts filters. Their `kept` stands for the number only.
+        weights: its single weights that were set to zero; None where there are none.
     """
 
     name: str
-    anatomy: ModelAnatomy
+    anatomy: ModelAnatomy | None
     model: PreTrainedModel
     parameters: int
     report: PruningReport | None = None
     only_counted: frozenset[str] = frozenset()
+    weights: WeightInspection | None = None
 
     @property
     def mapped(self) -> PruningReport | None:
@@ -64,36 +63,45 @@ class Inspection:
 
     def to_dict(self, sequence_length: int) -> dict[str, Any]:
         """A JSON-serialisable form; `kept` is null where it is not known."""
-        lengths = lengths_of(self.model, self.anatomy, sequence_length)
         pruning = self.report.to_dict() if self.report else None
         for block in pruning["blocks"] if pruning else ():
             if block["key"] in self.only_counted:
                 block["kept"] = None
-        blocks = [
-            {
-                "key": block.key,
-                "kind": block.kind,
-                "units": block.units,
-                "flops_per_unit": flops_per_unit(block, lengths),
-                "parameters_per_unit": block.parameters_per_unit,
-            }
-            for block in self.anatomy.blocks
-        ]
         return {
             "model": self.name,
-            "model_type": self.anatomy.model_type,
+            "model_type": self.model.config.model_type,
             "sequence_length": sequence_length,
-            "flops": total_flops(self.anatomy, lengths),
-            "unit_parameters": total_unit_parameters(self.anatomy),
             "parameters": self.parameters,
-            "blocks": blocks,
+            **_block_costs(self.model, self.anatomy, sequence_length),
             "pruning": pruning,
+            "weights": self.weights.to_dict() if self.weights else None,
         }
 
 
-def anatomy_table(inspection: Inspection, sequence_length: int) -> Table:
+def _block_costs(model: PreTrainedModel, anatomy: ModelAnatomy | None, sequence_length: int) -> dict[str, Any]:
+    """What a model's blocks cost now, all together and a unit of each."""
+    if anatomy is None:
+        return {"flops": None, "unit_parameters": None, "blocks": []}
+    lengths = lengths_of(model, anatomy, sequence_length)
+    blocks = [
+        {
+            "key": block.key,
+            "kind": block.kind,
+            "units": block.units,
+            "flops_per_unit": flops_per_unit(block, lengths),
+            "parameters_per_unit": block.parameters_per_unit,
+        }
+        for block in anatomy.blocks
+    ]
+    return {
+        "flops": total_flops(anatomy, lengths),
+        "unit_parameters": total_unit_parameters(anatomy),
+        "blocks": blocks,
+    }
+
+
+def anatomy_table(inspection: Inspection, anatomy: ModelAnatomy, sequence_length: int) -> Table:
     """The blocks of a model as they are: units, and what one of them costs."""
-    anatomy = inspection.anatomy
     lengths = lengths_of(inspection.model, anatomy, sequence_length)
     flops = count_text(total_flops(anatomy, lengths))
     title = (
@@ -120,30 +128,41 @@ def inspect_checkpoint(name: str) -> Inspection:
     Raises:
         PruningError: there is no such model, its family is not supported, or its metadata does not fit.
     """
-    config = load_config(name)
-    model = model_without_weights(config)
-    anatomy = describe_model(model)
+    model = model_without_weights(load_config(name))
+    written = written_report(name) if _is_pruned(model) else None
+    weights = inspect_weights(name, model, written)
     parameters = count_parameters(model)
+    try:
+        anatomy = describe_model(model)
+    except UnsupportedModelError:
+        if weights is None:
+            raise
+        return Inspection(name, None, model, parameters, weights=weights)
     saved = _metadata(model, anatomy)
     if not saved:
-        return Inspection(name, anatomy, model, parameters)
+        return Inspection(name, anatomy, model, parameters, weights=weights)
     anatomy = anatomy.with_whole_experts([block.key for block in anatomy.experts if _entry(block, saved)])
     report = _report_from_config(name, anatomy, model, parameters, saved)
-    written = _written_report(name)
     # Where layers went, the blocks of the config are numbered anew, and only the report knows the dense model.
     shorter = any(data.get("layers") for data in saved.values())
-    if written is not None and (shorter or _sizes(written) == _sizes(report)):
-        return Inspection(name, anatomy, model, parameters, written)
+    if isinstance(written, PruningReport) and (shorter or _sizes(written) == _sizes(report)):
+        return Inspection(name, anatomy, model, parameters, written, weights=weights)
     cut = {block.key for block in report.blocks if block.kept_units not in (0, block.dense_units)}
     named = {block.key for block in anatomy.blocks if _entry(block, saved).get("heads")}
-    return Inspection(name, anatomy, model, parameters, report, frozenset(cut - named))
+    return Inspection(name, anatomy, model, parameters, report, frozenset(cut - named), weights)
+
+
+def _is_pruned(model: PreTrainedModel) -> bool:
+    """Whether any config in a model speaks of pruning."""
+    configs = (module.config for module in model.modules() if isinstance(module, PreTrainedModel))
+    return any(pruning_of(config) is not None for config in configs)
 
 
 def _metadata(model: PreTrainedModel, anatomy: ModelAnatomy) -> Metadata:
-    """The pruning metadata of every config that has some: a model of several towers may have more than one."""
+    """What every config that has some says of cut blocks: a model of several towers may have more than one."""
     owners = dict.fromkeys(block.owner for block in anatomy.blocks)
     found = {owner: pruning_of(model.get_submodule(owner).config) for owner in owners}
-    return {owner: data for owner, data in found.items() if data is not None}
+    return {owner: data for owner, data in found.items() if data is not None and (data["blocks"] or data.get("layers"))}
 
 
 def _entry(block: Block, saved: Metadata) -> Mapping[str, Any]:
@@ -201,23 +220,6 @@ def _block_report(block: Block, entry: Mapping[str, Any], lengths: Lengths) -> B
         parameters_per_unit=block.parameters_per_unit,
         experts=block.unit == "experts",
     )
-
-
-def _written_report(name: str) -> PruningReport | None:
-    """The report next to the checkpoint, or None."""
-    path = Path(name) / REPORT_FILE
-    if not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, REPORT_FILE))
-        except (EntryNotFoundError, HfHubHTTPError):
-            return None
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise PruningError(f"{path} is not JSON ({error}). Delete it to inspect the config alone.") from error
-    return PruningReport.from_dict(data)
 
 
 def _sizes(report: PruningReport) -> list[tuple[str, int, int]]:

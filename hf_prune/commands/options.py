@@ -14,7 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..config import AutoPruningConfig, PruningConfig, StructuredPruningConfig, config_class_of, strategy_names
+from ..config import AutoPruningConfig, PruningConfig, config_class_of
+from .settings import default_text, settings_at_once
 
 # What "none" on the command line becomes until the configuration is made: an option that is absent is None there.
 _NONE = object()
@@ -27,7 +28,8 @@ def with_options(*classes: Any, strategies: bool = False) -> Callable[[Callable[
 
     Args:
         *classes: dataclasses with `help` metadata, and a `panel` that their options are listed under.
-        strategies: add the settings of every registered strategy; a name that is there already is left alone.
+        strategies: add the settings of every strategy that prunes at one go; a name that is there already is left
+            alone.
 
     Returns:
         A decorator for a function that ends in `**options`, where it receives what was given on the command line and
@@ -42,8 +44,8 @@ def with_options(*classes: Any, strategies: bool = False) -> Callable[[Callable[
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
         own = set(parameters)
-        for item, annotated, panel in _described(classes, strategies):
-            parameters.setdefault(item.name, _parameter(item, annotated, panel))
+        for name, parameter in _described(classes, strategies):
+            parameters.setdefault(name, parameter)
 
         def run(**values: Any) -> None:
             command(**{name: value for name, value in values.items() if name in own or value not in (None, [])})
@@ -80,34 +82,30 @@ def make_config(strategy: str, settings: Mapping[str, Any], **shared: Any) -> Pr
     return AutoPruningConfig.for_strategy(strategy, **passed_on, **values)
 
 
-def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[Field[Any], Any, str]]:
-    """Every field with its type and the panel of its option."""
+def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[str, inspect.Parameter]]:
+    """Every option's name and parameter."""
     for kind in classes:
         hints = typing.get_type_hints(kind)
-        yield from ((item, hints[item.name], kind.panel) for item in fields(kind))
-    for name in strategy_names() if strategies else ():
-        config_class = config_class_of(name)
-        hints = typing.get_type_hints(config_class)
-        budgets = StructuredPruningConfig.BUDGETS
-        for item in sorted(fields(config_class), key=lambda item: item.name not in budgets):
-            yield item, hints[item.name], "Budget: exactly one" if item.name in budgets else "Pruning"
+        for item in fields(kind):
+            help_text = item.metadata.get("help", "") + default_text([item])
+            yield item.name, _parameter(item, hints[item.name], help_text, kind.panel)
+    for setting in settings_at_once() if strategies else ():
+        panel = "Budget: exactly one" if setting.budget else "Pruning"
+        yield setting.item.name, _parameter(setting.item, setting.annotated, setting.help_text, panel)
 
 
-def _parameter(item: Field[Any], annotated: Any, panel: str) -> inspect.Parameter:
+def _parameter(item: Field[Any], annotated: Any, help_text: str, panel: str) -> inspect.Parameter:
     required = item.default is MISSING and item.default_factory is MISSING
-    default = None if item.default is MISSING else item.default
     base, optional = _without_none(annotated)
-    declaration, help_text = f"--{item.name}", item.metadata.get("help", "")
+    declaration = f"--{item.name}"
     extra: dict[str, Any] = {}
-    if default is not None and default is not False:
-        help_text += f" Default: {str(default).lower() if base is bool else default}."
     if base is bool:
         declaration += f"/--no_{item.name}"
     elif typing.get_origin(base) is list:
         help_text += " Can be repeated."
     elif typing.get_origin(base) is typing.Literal:
         base = str
-    elif optional and default is not None:
+    elif optional and item.default not in (None, MISSING):
         extra = {"parser": _or_none(base), "metavar": f"{base.__name__}|none"}
     option = typer.Option(declaration, help=help_text, show_default=False, rich_help_panel=panel, **extra)
     return inspect.Parameter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ from typing import Any
 from datasets import Dataset
 
 from ..api import prune_model
-from ..config import PruningConfig
+from ..config import PruningConfig, check_at_once
 from ..errors import PruningError
-from ..report.result import PruningResult
+from ..report.result import PruningResult, check_format
 from .arguments import DataArguments, RunArguments
 from .console import note
-from .models import load_config, load_model, load_tokenizer
+from .models import load_config, load_model, load_tokenizer, model_class_of
 from .preparation import Preparation
 from .sources import load_rows, sample
-from .tasks import Task, choose_task
+from .tasks import Collator, Task, choose_task
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class RunRequest:
     arguments: RunArguments
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a request's model and rows come to."""
+
+    model_class: Any
+    tokenizer: Any = None
+    calibration: Dataset | None = None
+    evaluation: Dataset | None = None
+    collator: Collator | None = None
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None
+
+
 def run(request: RunRequest) -> PruningResult:
     """Prunes a model and writes it with its tokenizer; on failure nothing is written.
 
@@ -38,27 +51,28 @@ def run(request: RunRequest) -> PruningResult:
         PruningError: a request that cannot be carried out.
     """
     arguments = request.arguments
+    check_at_once(request.pruning)
+    check_format(arguments.format)
+    if request.pruning.needs_data:
+        request.data.check_rows()
     check_output_folder(arguments.output_dir, arguments.overwrite_output_dir, request.model)
     config = load_config(request.model)
-    task = choose_task(arguments.task, config)
-    tokenizer = load_tokenizer(request.model, config, split_words=task.name == "token-classification")
-    length = _length(request.data.max_seq_length, task, config, tokenizer)
-    how = Preparation(tokenizer, config, length, request.data, arguments.seed)
-    calibration, evaluation = _prepared(request.data, task, how)
-    model, missing = load_model(request.model, task.model_class, arguments.dtype, arguments.device)
+    inputs = _with_rows(request, config) if request.data.given else _without_rows(request, config)
+    model, missing = load_model(request.model, inputs.model_class, arguments.dtype, arguments.device)
     _remark(request, config, missing)
     result = prune_model(
         model,
         request.pruning,
-        calibration,
-        data_collator=task.collator(tokenizer),
-        eval_dataset=evaluation,
-        compute_metrics=task.metrics_for(config),
+        inputs.calibration,
+        data_collator=inputs.collator,
+        eval_dataset=inputs.evaluation,
+        compute_metrics=inputs.compute_metrics,
     )
     card = {"dataset": request.data.dataset_name} if request.data.dataset_name else {}
-    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer, card=card)
+    saving = {"tokenizer": inputs.tokenizer, "card": card, "format": arguments.format}
+    result.save_pretrained(arguments.output_dir, **saving)
     if arguments.push_to_hub:
-        _upload(result, arguments, tokenizer, card)
+        _upload(result, arguments, saving)
     return result
 
 
@@ -80,10 +94,37 @@ def check_output_folder(folder: Path, overwrite: bool, model: str) -> None:
         raise PruningError(f"--output_dir {folder}: no permission to write in {existing}; name another folder.")
 
 
-def _upload(result: PruningResult, arguments: RunArguments, tokenizer: Any, card: dict[str, Any]) -> None:
+def _with_rows(request: RunRequest, config: Any) -> _Inputs:
+    """Rows prepared for the model's task."""
+    task = choose_task(request.arguments.task, config)
+    tokenizer = load_tokenizer(request.model, config, split_words=task.name == "token-classification")
+    length = _length(request.data.max_seq_length, task, config, tokenizer)
+    how = Preparation(tokenizer, config, length, request.data, request.arguments.seed)
+    return _Inputs(
+        task.model_class,
+        tokenizer,
+        *_prepared(request, task, how),
+        collator=task.collator(tokenizer),
+        compute_metrics=task.metrics_for(config),
+    )
+
+
+def _without_rows(request: RunRequest, config: Any) -> _Inputs:
+    """A model of any kind, with the tokenizer that lies beside it, if there is one."""
+    asked = request.arguments.task
+    model_class = choose_task(asked, config).model_class if asked is not None else model_class_of(config)
+    try:
+        tokenizer = load_tokenizer(request.model, config)
+    except PruningError as error:
+        note(f"No tokenizer is saved along: {error}")
+        tokenizer = None
+    return _Inputs(model_class, tokenizer)
+
+
+def _upload(result: PruningResult, arguments: RunArguments, saving: dict[str, Any]) -> None:
     repository = str(arguments.push_to_hub)
     try:
-        note(f"Uploaded: {result.push_to_hub(repository, tokenizer=tokenizer, card=card)}")
+        note(f"Uploaded: {result.push_to_hub(repository, **saving)}")
     except Exception as error:
         # Which HTTP library the Hub's client raises the errors of differs between its versions.
         raise PruningError(
@@ -100,15 +141,21 @@ def _length(asked: int | None, task: Task, config: Any, tokenizer: Any) -> int:
     return asked or min(task.max_length, limit)
 
 
-def _prepared(data: DataArguments, task: Task, how: Preparation) -> tuple[Dataset, Dataset | None]:
-    train, validation = load_rows(data)
-    drawn = sample(train, data.num_samples, how.seed)
-    note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
-    calibration = task.prepare(drawn, how)
+def _prepared(request: RunRequest, task: Task, how: Preparation) -> tuple[Dataset | None, Dataset | None]:
+    data, pruning = request.data, request.pruning
+    train, validation = load_rows(data, calibrate=pruning.needs_data or not pruning.prunes_weights)
+    calibration = evaluation = None
+    if train is not None:
+        drawn = sample(train, data.num_samples, how.seed)
+        note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
+        calibration = task.prepare(drawn, how)
+    elif data.train_file:
+        note(f"The {pruning.strategy} strategy learns nothing from rows: {data.train_file} is not read.")
     if validation is None:
         note("No validation rows: the report will have no metrics (--validation_file gives some).")
-        return calibration, None
-    return calibration, task.prepare(sample(validation, data.max_eval_samples, how.seed), how)
+    else:
+        evaluation = task.prepare(sample(validation, data.max_eval_samples, how.seed), how)
+    return calibration, evaluation
 
 
 def _remark(request: RunRequest, config: Any, missing: list[str]) -> None:

@@ -15,16 +15,21 @@ from .files import read_rows
 _VALIDATION_SPLITS = ("validation", "validation_matched")
 
 
-def load_rows(data: DataArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to calibrate on, and those to measure on if there are any.
+def load_rows(data: DataArguments, calibrate: bool = True) -> tuple[Dataset | None, Dataset | None]:
+    """The rows to calibrate on and those to measure on, as far as there are any.
+
+    Args:
+        data: where they are.
+        calibrate: whether there is a use for rows to calibrate on; otherwise they are not read.
 
     Raises:
         PruningError: a file, a data set or a split that cannot be had.
     """
-    if data.train_file:
-        return read_rows(data.train_file), read_rows(data.validation_file) if data.validation_file else None
-    splits = _load_splits(str(data.dataset_name), data.dataset_config_name)
-    train = _split(data, splits, data.train_split, "train_split")
+    if data.dataset_name is None:
+        train = read_rows(data.train_file) if data.train_file and calibrate else None
+        return train, read_rows(data.validation_file) if data.validation_file else None
+    splits = _load_splits(data.dataset_name, data.dataset_config_name)
+    train = _split(data, splits, data.train_split, "train_split") if calibrate else None
     name = data.validation_split or next((name for name in _VALIDATION_SPLITS if name in splits), None)
     return train, None if name is None else _split(data, splits, name, "validation_split")
 

@@ -154,7 +154,7 @@ class WeightMasks:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """The inverse of `state`, for a model that holds the masked weights already.
+        """The inverse of `state`, for a model that holds the masked weights already, or frozen ones without masks.
 
         Raises:
             PruningError: tensors do not fit the matrices.
@@ -162,6 +162,7 @@ class WeightMasks:
         loaded = [self._loaded(index, tensors) for index in range(len(self.matrices))]
         for index, (mask, removed) in enumerate(loaded):
             self.masks[index], self._removed[index] = mask, removed
+        self.apply_all()  # an adapter's checkpoint does not hold the frozen weights below it
 
     def _loaded(self, index: int, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         matrix = self.matrices[index]

@@ -46,7 +46,7 @@ class Report:
 
 @contextmanager
 def damage_refused(data: Any) -> Iterator[None]:
-    """Turns whatever goes wrong while a report is made of `data` into a PruningError that says what is wrong with it."""
+    """Turns what goes wrong while a report is made of `data` into a PruningError."""
     if not isinstance(data, Mapping):
         raise PruningError(f"{NOT_A_REPORT}: it is a {type(data).__name__}, not a dictionary.")
     try:

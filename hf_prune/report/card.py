@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from .citations import CITATIONS
+from ..config import PruningConfig, StructuredPruningConfig
+from ..weight_config import ScheduledPruningConfig, WeightPruningConfig
+from .base import Report
+from .citations import UNIT_CITATIONS, WEIGHT_CITATIONS
 from .number_text import share_text
 from .report import PruningReport
 from .tables import UNIT_NAMES, block_markdown, kept_text, markdown_table, stage_markdown, summary_markdown
 from .tasks import Task, task_of
+from .weight_card import SPEED, weight_card_text
+from .weight_report import WeightReport
 
 TAGS = ("hf_prune", "pruned")
 PLACEHOLDER = "path/to/this/model"
+UNIT_TEMPLATE, WEIGHT_TEMPLATE, END_TEMPLATE = "card_template.md", "weight_card_template.md", "card_end_template.md"
 
 
 def pruned_model_card(
-    report: PruningReport,
+    report: PruningReport | WeightReport,
     model: PreTrainedModel | None = None,
     *,
     model_id: str | None = None,
@@ -35,6 +42,7 @@ def pruned_model_card(
     tags: Sequence[str] = (),
     dataset: str | None = None,
     picture: str | None = None,
+    packed: bool = False,
 ) -> ModelCard:
     """Writes the card that goes next to a pruned checkpoint.
 
@@ -50,6 +58,7 @@ def pruned_model_card(
         tags: further tags, after `hf_prune` and `pruned`.
         dataset: Hub id of the data that the metrics were measured on.
         picture: path of the heat map relative to the card, if there is one.
+        packed: whether the weights are stored in the bitmask format, so that reading them takes hf_prune.
 
     Returns:
         The card; `.save("README.md")` writes it and `.push_to_hub(repo_id)` uploads it.
@@ -68,51 +77,75 @@ def pruned_model_card(
         model_name=_model_name(report, model_id) if results else None,
         eval_results=results or None,
     )
-    template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
-    text = _body(report, base, model_id) | {
-        "auto_class": task.auto_class,
-        "picture": picture,
-        "preprocessor": _preprocessor(model),
-    }
-    card = ModelCard.from_template(data, template_str=template, **text)
+    if isinstance(report, WeightReport):
+        template, own = WEIGHT_TEMPLATE, weight_card_text(report, model, packed)
+    else:
+        template, own = UNIT_TEMPLATE, _unit_card_text(report)
+    text = _common_text(report, base, model_id) | own
+    text |= {"auto_class": task.auto_class, "picture": picture, "preprocessor": _preprocessor(model)}
+    card = ModelCard.from_template(data, template_str=f"{_read(template)}\n{_read(END_TEMPLATE)}", **text)
     card.text += "\n"
     return card
 
 
-def _body(report: PruningReport, base: str | None, model_id: str | None) -> dict[str, Any]:
-    kept = [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
+def _read(template: str) -> str:
+    return resources.files(__package__).joinpath(template).read_text(encoding="utf-8")
+
+
+def _common_text(report: PruningReport | WeightReport, base: str | None, model_id: str | None) -> dict[str, Any]:
+    citations = WEIGHT_CITATIONS if isinstance(report, WeightReport) else UNIT_CITATIONS
     return {
         "title": f"{report.short_name}, pruned",
         "origin": f"[{base}](https://huggingface.co/{base})" if base else f"`{report.short_name}`",
-        "kept": " and ".join(kept) or "no units",
-        "flops": share_text(report.pruned.flops, report.dense.flops),
-        "summary": summary_markdown(report),
         "model_id": model_id or PLACEHOLDER,
-        "blocks": block_markdown(report) if report.blocks else "",
         "strategy": report.strategy_name,
-        "settings": _settings_table(report.strategy),
+        "settings": _settings_table(report),
         "stages": stage_markdown(report),
         "notes": "\n".join(f"- {note}" for note in (*report.notes, *_limits(report))),
-        "citation": CITATIONS.get(report.strategy_name),
+        "citation": citations.get(report.strategy_name),
     }
 
 
-def _limits(report: PruningReport) -> list[str]:
-    limits = [
-        "FLOPs and parameters of attention and FFN are those of heads and filters; embeddings and the task head are as"
-        " large as before.",
-    ]
-    if report.latency_setting is not None:
-        limits.append("The latencies hold for the machine they were measured on, at this batch size and length.")
+def _unit_card_text(report: PruningReport) -> dict[str, Any]:
+    kept = [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
+    return {
+        "kept": " and ".join(kept) or "no units",
+        "flops": share_text(report.pruned.flops, report.dense.flops),
+        "summary": summary_markdown(report),
+        "blocks": block_markdown(report) if report.blocks else "",
+    }
+
+
+def _limits(report: PruningReport | WeightReport) -> list[str]:
+    if isinstance(report, WeightReport):
+        limits = [SPEED]
+    else:
+        limits = [
+            "FLOPs and parameters of attention and FFN are those of heads and filters; embeddings and the task head are"
+            " as large as before.",
+        ]
+        if report.latency_setting is not None:
+            limits.append("The latencies hold for the machine they were measured on, at this batch size and length.")
     limits.append("Whatever the dense model does wrong, this one may do wrong too, and not always on the same inputs.")
     return limits
 
 
-def _settings_table(strategy: Mapping[str, Any]) -> str:
-    """The settings that have a value; those left open are not news to a reader."""
-    rows = [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in strategy.items() if value is not None]
-    rows = [row for row in rows if row[0] != "`strategy`"]
+def _settings_table(report: PruningReport | WeightReport) -> str:
+    """The settings that have a value; those left open, or about what was not pruned, are not news to a reader."""
+    foreign = _settings_of(StructuredPruningConfig, PruningConfig) - {"batch_size"}  # data comes in batches for both
+    if isinstance(report, PruningReport):
+        foreign = _settings_of(WeightPruningConfig, ScheduledPruningConfig)
+    rows = [
+        (f"`{name}`", f"`{json.dumps(value)}`")
+        for name, value in report.strategy.items()
+        if value is not None and name not in foreign and name != "strategy"
+    ]
     return markdown_table(("setting", "value"), rows) if rows else ""
+
+
+def _settings_of(kind: type[PruningConfig], parent: type[PruningConfig]) -> set[str]:
+    """The settings that a kind of configuration has and its parent has not."""
+    return {item.name for item in fields(kind)} - {item.name for item in fields(parent)}
 
 
 def _preprocessor(model: PreTrainedModel | None) -> str:
@@ -120,7 +153,7 @@ def _preprocessor(model: PreTrainedModel | None) -> str:
     return f"The {'tokenizer' if text else 'preprocessor'} is the dense model's."
 
 
-def _eval_results(report: PruningReport, task: Task, dataset: str | None) -> list[EvalResult]:
+def _eval_results(report: Report, task: Task, dataset: str | None) -> list[EvalResult]:
     """The pruned model's metrics for the model index, which needs to know the task and has no word for NaN."""
     if task.pipeline_tag is None:
         return []
@@ -137,7 +170,7 @@ def _eval_results(report: PruningReport, task: Task, dataset: str | None) -> lis
     ]
 
 
-def _model_name(report: PruningReport, model_id: str | None) -> str:
+def _model_name(report: Report, model_id: str | None) -> str:
     return model_id.rstrip("/").rsplit("/", 1)[-1] if model_id else f"{report.short_name}-pruned"
 
 

@@ -1,4 +1,4 @@
-"""The papers to cite, by strategy."""
+"""The papers to cite, by strategy and by what it pruned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Citation:
     bibtex: str
 
 
-CITATIONS = {
+UNIT_CITATIONS = {
     "fisher": Citation(
         text="Kwon et al., 2022, A Fast Post-Training Pruning Framework for Transformers, NeurIPS",
         url="https://arxiv.org/abs/2204.09656",
@@ -31,6 +31,32 @@ CITATIONS = {
                Gholami, Amir},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2022}
+}""",
+    ),
+}
+
+WEIGHT_CITATIONS = {
+    "magnitude": Citation(
+        text="Gordon et al., 2020, Compressing BERT: Studying the Effects of Weight Pruning on Transfer Learning,"
+        " RepL4NLP",
+        url="https://arxiv.org/abs/2002.08307",
+        bibtex="""\
+@inproceedings{gordon2020compressing,
+  title     = {Compressing {BERT}: Studying the Effects of Weight Pruning on Transfer Learning},
+  author    = {Gordon, Mitchell and Duh, Kevin and Andrews, Nicholas},
+  booktitle = {Proceedings of the 5th Workshop on Representation Learning for NLP},
+  year      = {2020}
+}""",
+    ),
+    "movement": Citation(
+        text="Sanh et al., 2020, Movement Pruning: Adaptive Sparsity by Fine-Tuning, NeurIPS",
+        url="https://arxiv.org/abs/2005.07683",
+        bibtex="""\
+@inproceedings{sanh2020movement,
+  title     = {Movement Pruning: Adaptive Sparsity by Fine-Tuning},
+  author    = {Sanh, Victor and Wolf, Thomas and Rush, Alexander M.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2020}
 }""",
     ),
 }

@@ -15,23 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig
-from ..surgery import PruningPlan
-from ..surgery.mask_plan import MaskPlan
+from ..errors import PruningError
+from ..surgery import PruningPlan, save_bitmask
+from ..surgery.bitmask import is_packed
+from ..surgery.mask_plan import MASKS_FILE, MaskPlan
+from ..surgery.plan import PLAN_FILE
 from .card import pruned_model_card
 from .report import PruningReport
 from .weight_report import WeightReport
 
 REPORT_FILE = "pruning_report.json"
 PLOT_FILE = "pruning.png"
+FORMATS = ("dense", "bitmask")
 
 # The names under which transformers looks for a model's weights.
 _WEIGHTS = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
     r"|pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"
 )
+
+# What a result of another kind, or without matplotlib, does not write.
+_SIDE_FILES = (PLAN_FILE, MASKS_FILE, PLOT_FILE)
 
 
 @dataclass
@@ -58,6 +66,7 @@ class PruningResult:
         *,
         tokenizer: Any = None,
         card: Mapping[str, Any] | None = None,
+        format: str = "dense",
         **kwargs: Any,
     ) -> None:
         """Writes the model, its card and the side files.
@@ -70,14 +79,24 @@ class PruningResult:
             tokenizer: a tokenizer or processor to save along; by default the data collator's.
             card: what only you know for the model card (`base_model`, `license`, `language`, `dataset`, `tags`,
                 `model_id`; see `pruned_model_card`).
+            format: "dense", or "bitmask" for matrices with many zeros in little space, which hf_prune has to be
+                imported to read (see `hf_prune.surgery.save_bitmask`). Matrices with few zeros are stored densely
+                either way, so a model that has only lost heads and filters gets the same files.
             **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …); with `is_main_process=False` nothing
                 is written.
+
+        Raises:
+            PruningError: an unknown format.
         """
+        check_format(format)
         if not kwargs.get("is_main_process", True):
             return
         tokenizer = tokenizer if tokenizer is not None else self.tokenizer
         with _complete_or_nothing(Path(save_directory)) as folder:
-            self.model.save_pretrained(folder, **kwargs)
+            if format == "bitmask":
+                save_bitmask(self.model, folder, **kwargs)
+            else:
+                self.model.save_pretrained(folder, **kwargs)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             self.config.save_pretrained(folder)
@@ -87,7 +106,8 @@ class PruningResult:
             picture = PLOT_FILE if find_spec("matplotlib") is not None else None
             if picture is not None:
                 self.report.plot(folder / picture)
-            pruned_model_card(self.report, self.model, picture=picture, **(card or {})).save(folder / "README.md")
+            about = {"picture": picture, "packed": _is_packed(folder), **(card or {})}
+            pruned_model_card(self.report, self.model, **about).save(folder / "README.md")
 
     def push_to_hub(
         self,
@@ -96,6 +116,7 @@ class PruningResult:
         private: bool | None = None,
         token: str | None = None,
         card: Mapping[str, Any] | None = None,
+        format: str = "dense",
         **kwargs: Any,
     ) -> str:
         """Uploads what `save_pretrained` writes, as one commit.
@@ -105,18 +126,39 @@ class PruningResult:
             private: whether a new repository is private.
             token: a Hub token; by default the one that is logged in.
             card: as for `save_pretrained`.
+            format: as for `save_pretrained`.
             **kwargs: for `save_pretrained`.
 
         Returns:
             The address of the commit.
+
+        Raises:
+            PruningError: an unknown format.
         """
+        check_format(format)
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(folder, card={"model_id": repo, **(card or {})}, **kwargs)
+            self.save_pretrained(folder, card={"model_id": repo, **(card or {})}, format=format, **kwargs)
             commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload pruned model")
         return str(commit.commit_url)
+
+
+def check_format(name: str) -> None:
+    """Raises a PruningError where there is no format of that name to write weights in."""
+    if name not in FORMATS:
+        raise PruningError(f"format={name!r} is unknown; use one of {', '.join(FORMATS)}.")
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether any matrix in a folder's weight files is in the bitmask format; only headers are read."""
+    for file in folder.glob("*.safetensors"):
+        if _WEIGHTS.fullmatch(file.name):
+            with safe_open(file, "pt") as weights:
+                if is_packed(weights.keys()):
+                    return True
+    return False
 
 
 @contextmanager
@@ -145,13 +187,13 @@ def _open_up(folder: Path) -> None:
 
 
 def _move_into(source: Path, target: Path) -> None:
-    """Moves files into an existing folder and removes weights that an earlier model left there.
+    """Moves files into an existing folder and removes weights and side files that an earlier model left there.
 
-    An old `model.safetensors` beside new shards would be the one that is loaded.
+    An old `model.safetensors` beside new shards would be the one that is loaded; heads' plan says nothing of masks.
     """
     names = {file.name for file in source.iterdir()}
     for name in names:
         os.replace(source / name, target / name)
     for file in target.iterdir():
-        if file.name not in names and _WEIGHTS.fullmatch(file.name):
+        if file.name not in names and (file.name in _SIDE_FILES or _WEIGHTS.fullmatch(file.name)):
             file.unlink()

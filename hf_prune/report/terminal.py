@@ -11,7 +11,9 @@ from rich.text import Text
 from .map_rows import kept_shares, short_labels, units_per_bin
 from .number_text import share_text
 from .report import BlockReport, PruningReport
-from .tables import BLOCK_HEADER, SUMMARY_HEADER, UNIT_NAMES, block_rows, kept_text, summary_rows
+from .tables import BLOCK_HEADER, SUMMARY_HEADER, UNIT_NAMES, block_rows, kept_text, metric_rows, summary_rows
+from .weight_report import WeightReport
+from .weight_tables import KIND_HEADER, LAYER_HEADER, WEIGHTS_HEADER, kind_rows, layer_rows, weight_summary_rows
 
 KEPT, REMOVED = "■", "□"
 SHADES = "·░▒▓█"
@@ -31,6 +33,16 @@ def summary_table(report: PruningReport) -> Table:
 def block_table(report: PruningReport) -> Table:
     """Every block: units kept, and its share of the FLOPs before and after."""
     return _table("Blocks", BLOCK_HEADER, block_rows(report), whole=2)
+
+
+def weight_tables(report: WeightReport) -> list[Table]:
+    """How many single weights were removed, the metrics if there are any, and where the removed weights were."""
+    title = f"{report.short_name}: {report.strategy_name} pruning"
+    tables = [_table(title, WEIGHTS_HEADER, weight_summary_rows(report))]
+    if metrics := metric_rows(report):
+        tables.append(_table("Metrics", SUMMARY_HEADER, metrics))
+    tables.append(_table("Kinds of matrices", KIND_HEADER, kind_rows(report), whole=1))
+    return [*tables, _table("Layers", LAYER_HEADER, layer_rows(report), whole=1)]
 
 
 def heat_map(report: PruningReport, width: int = 80) -> Table:

@@ -86,9 +86,9 @@ class WeightReport(Report):
 
 def _check_matrix(matrix: MatrixSparsity) -> None:
     """Refuses counts that cannot be."""
-    for count in (matrix.weights, matrix.removed):
-        if type(count) is not int or not 0 <= count <= matrix.weights or not matrix.weights:
-            raise PruningError(
-                f"{NOT_A_REPORT}: {matrix.name} must have removed some of 1 weight or more, got"
-                f" {str(matrix.removed)[:80]!r} of {str(matrix.weights)[:80]!r}."
-            )
+    whole = all(type(count) is int for count in (matrix.weights, matrix.removed))
+    if not whole or not 0 <= matrix.removed <= matrix.weights or not matrix.weights:
+        raise PruningError(
+            f"{NOT_A_REPORT}: of {matrix.name}, weights must be a whole number of at least 1 and removed one from 0 to"
+            f" weights, got weights={str(matrix.weights)[:80]}, removed={str(matrix.removed)[:80]}."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .matrix_names import matrix_name
+from ..anatomy import matrix_name
 from .number_text import count_text, share_text
 from .sparsity_tables import _COLUMNS, OUTSIDE, _grouped, _row
 from .tables import SUMMARY_HEADER, Row, markdown_table, metric_rows, sections_markdown
@@ -63,4 +63,4 @@ def weight_report_markdown(report: WeightReport) -> str:
 
 
 def _quoted(rows: list[Row]) -> list[Row]:
-    return [(name if name == OUTSIDE else f"`{name}`", *counts) for name, *counts in rows]
+    return [(row[0] if row[0] == OUTSIDE else f"`{row[0]}`", *row[1:]) for row in rows]

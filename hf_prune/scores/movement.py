@@ -43,7 +43,7 @@ class MovementScores(WeightScores):
         """Adds ∂L/∂W' ∘ W to a score's gradient."""
         assert self._masks is not None
         score = self._scores[index]
-        product = gradient.detach().float() * self._masks.raw(index)
+        product = gradient.detach().float() * self._masks.raw(index).float()
         # No gradient yet on the weights: a new step begins, also after one that was given up for an overflow.
         if score.grad is None or self._matrices[index].parameter.grad is None:
             score.grad = product

@@ -116,8 +116,12 @@ class TrainingPruner(ABC):
         """Takes everything off the model but what was pruned, and says what that is."""
 
     @abstractmethod
-    def abandon(self) -> None:
-        """Takes everything off the model, and brings back what was pruned where that is still possible."""
+    def abandon(self, *, restore: bool = True) -> None:
+        """Takes everything off the model, and brings back what was pruned where that is still possible.
+
+        Args:
+            restore: False where other weights have been loaded into the model by now; they stay as they are.
+        """
 
 
 class TrainingStrategy(Protocol):

@@ -143,9 +143,11 @@ class UnitPruner(TrainingPruner):
         write_metadata(model, anatomy, plan, self.config.to_dict(), report.costs(), {})
         return PruningResult(model, plan, report, self.config)
 
-    def abandon(self) -> None:
+    def abandon(self, *, restore: bool = True) -> None:
         """The units that were off are on again."""
         self.let_go()
+        if not restore:
+            self.masks.delete()
         self.masks.remove(restore=True)
 
 

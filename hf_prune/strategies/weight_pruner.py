@@ -7,25 +7,23 @@ from typing import Any
 
 import torch
 
-from ..anatomy import UndoLog, WeightMatrix, choose_matrices
+from ..anatomy import UndoLog, WeightMatrix
 from ..budget import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
-from ..config import PruningConfig
 from ..errors import PruningError
 from ..gates import WeightMasks
 from ..report.result import PruningResult
-from ..report.weight_result import weight_result
 from ..scores import PruningSchedule, WeightScores
 from ..surgery.own_configs import give_own_configs
 from ..surgery.weight_metadata import write_weight_metadata
 from ..weight_config import WeightPruningConfig
-from .training import TrainingPruner, schedule_of
+from .mask_pruner import MaskPruner
+from .training import schedule_of
 
 
-class WeightPruner(TrainingPruner):
+class WeightPruner(MaskPruner):
     """Masks on single weights that follow a schedule.
 
     Attributes:
-        masks: what is on the model.
         scores: where the weights' scores come from.
         schedule: the sparsity, or of soft movement pruning the threshold, by step.
     """
@@ -33,8 +31,8 @@ class WeightPruner(TrainingPruner):
     def __init__(
         self, model: Any, config: WeightPruningConfig, steps: int, matrices: list[WeightMatrix], scores: WeightScores
     ) -> None:
-        super().__init__(model, config, steps)
         _check_pattern(config, matrices)
+        super().__init__(model, config, steps, WeightMasks(matrices, scores.watch))
         self.scores = scores
         self._threshold: float | None = getattr(config, "threshold", None)
         self.schedule: PruningSchedule = (
@@ -42,7 +40,6 @@ class WeightPruner(TrainingPruner):
             if self._threshold is None
             else schedule_of(config, steps, 0.0, self._threshold)
         )
-        self.masks = WeightMasks(matrices, scores.watch)
         self._deleted = False
 
     def begin(self) -> None:
@@ -97,101 +94,29 @@ class WeightPruner(TrainingPruner):
         """Whether the schedule has come to its end."""
         return self.schedule.reached(self.step)
 
-    def logs(self) -> dict[str, float]:
-        """The fraction of the matrices' weights that is removed."""
-        return {"sparsity": self._sparsity}
-
     def _note(self) -> None:
         """Writes into the model's config what holds now, so that every checkpoint says what it is."""
-        self._sparsity = self.masks.sparsity
         write_weight_metadata(self.inner.config, self.config.to_dict(), self.masks)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The removed weights, and what the scores have learnt."""
         deleted = {"deleted": torch.tensor(True)} if self._deleted else {}
-        return self.masks.state() | self.scores.state() | deleted
+        return super().state() | self.scores.state() | deleted
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         """Goes on where `state` was taken."""
         give_own_configs(self.inner, UndoLog())
-        self.masks.load_state(tensors)
+        super().load_state(tensors, step)
         self.scores.load_state(tensors)
-        self.step, self._deleted = step, "deleted" in tensors
+        self._deleted = "deleted" in tensors
         self._note()
 
     def finish(self) -> PruningResult:
         """A model with zeros and without masks."""
-        self.let_go()
         if self._deleted:  # what has not learnt again counts as removed
             self.masks.set([matrix.parameter.detach() != 0 for matrix in self.masks.matrices])
         self._note()
-        result = weight_result(self.inner, self.config, self.masks)
-        self.masks.remove(restore=False)
-        return result
-
-    def abandon(self) -> None:
-        """The raw weights, as far as training has changed them."""
-        self.let_go()
-        self.masks.remove(restore=True)
-
-
-class ZeroHolder(TrainingPruner):
-    """Keeps the zeros that a model has."""
-
-    def __init__(self, model: Any, config: PruningConfig, steps: int) -> None:
-        super().__init__(model, config, steps)
-        matrices = chosen(model, config)
-        self._zeros = [matrix.parameter.detach() != 0 for matrix in matrices]
-        if all(bool(mask.all()) for mask in self._zeros):
-            raise PruningError(
-                f"{type(self.inner).__name__} has no zeros to hold in {len(matrices)} matrices: it is not pruned, or"
-                " target_modules names the wrong ones."
-            )
-        self.masks = WeightMasks(matrices)
-
-    def begin(self) -> None:
-        """Masks what is zero."""
-        self.masks.set(self._zeros)
-        self._zeros = []
-
-    def after_step(self) -> None:
-        """Sets it to zero again."""
-        self.masks.apply()
-
-    @property
-    def reached(self) -> bool:
-        """From the beginning."""
-        return True
-
-    def logs(self) -> dict[str, float]:
-        """The fraction of the matrices' weights that is zero."""
-        return {"sparsity": self.masks.sparsity}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The masks' bits."""
-        return self.masks.state()
-
-    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Goes on where `state` was taken."""
-        self.masks.load_state(tensors)
-        self.step = step
-
-    def finish(self) -> PruningResult:
-        """The model with its zeros, and without masks."""
-        self.let_go()
-        result = weight_result(self.inner, self.config, self.masks)
-        self.masks.remove(restore=False)
-        return result
-
-    def abandon(self) -> None:
-        """The zeros stay; they were there before."""
-        self.let_go()
-        self.masks.remove(restore=False)
-
-
-def chosen(model: Any, config: PruningConfig, *, only_layers: bool = False) -> list[WeightMatrix]:
-    """The matrices that a configuration is about."""
-    return choose_matrices(model, config.targets, only_layers=only_layers)
+        return super().finish()
 
 
 def _check_pattern(config: WeightPruningConfig, matrices: list[WeightMatrix]) -> None:

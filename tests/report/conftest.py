@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_prune.report import BlockReport, LatencySetting, PruningReport, Size
+from hf_prune.report import BlockReport, LatencySetting, MatrixSparsity, PruningReport, Size, WeightReport
 
 
 @pytest.fixture
@@ -29,4 +29,26 @@ def report() -> PruningReport:
             "pruned": {"loss": 0.3125, "accuracy": 0.9, "f1": 0.5},
         },
         notes=("The search is within 0.3 % of the best there can be.",),
+    )
+
+
+@pytest.fixture
+def weight_report() -> WeightReport:
+    """Word embeddings and two layers, of which one matrix has kept everything."""
+    counts = {
+        "bert.embeddings.word_embeddings.weight": (1_000, 500),
+        "bert.encoder.layer.0.attention.self.query.weight": (400, 100),
+        "bert.encoder.layer.0.output.dense.weight": (400, 0),
+        "bert.encoder.layer.1.attention.self.query.weight": (400, 300),
+        "bert.encoder.layer.1.output.dense.weight": (400, 200),
+    }
+    return WeightReport(
+        model_name="someone/tiny-sst2",
+        model_type="bert",
+        strategy={"strategy": "magnitude", "flops": None, "round_to": 8, "sparsity": 0.4, "scope": "global"},
+        parameters=4_400,
+        matrices=tuple(MatrixSparsity(name, *pair) for name, pair in counts.items()),
+        metrics={"dense": {"accuracy": 0.9125}, "pruned": {"accuracy": 0.9}},
+        stages={"pruning": 1.5},
+        notes=("The schedule ended early.",),
     )

@@ -1,9 +1,9 @@
 """Training with zeros held."""
 
 from ...config import register_strategy
-from ..weight_pruner import ZeroHolder
 from .config import HoldPruningConfig
+from .strategy import ZeroHolder
 
-__all__ = ["HoldPruningConfig"]
+__all__ = ["HoldPruningConfig", "ZeroHolder"]
 
 register_strategy(HoldPruningConfig, training=ZeroHolder)

@@ -18,6 +18,7 @@ class HoldPruningConfig(PruningConfig):
 
     strategy: ClassVar[str] = "hold"
     needs_data: ClassVar[bool] = False
+    at_once: ClassVar[bool] = False
 
     @property
     def prunes_weights(self) -> bool:

@@ -12,10 +12,11 @@ from ...calibration import CalibrationData
 from ...report.clock import StageClock
 from ...scores import MagnitudeScores, magnitude_scores
 from ..base import Cut
+from ..mask_pruner import chosen
 from ..scored import cut_by_scores
 from ..training import TrainingPruner
 from ..unit_pruner import UnitPruner
-from ..weight_pruner import WeightPruner, chosen
+from ..weight_pruner import WeightPruner
 from .config import MagnitudePruningConfig
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...scores import MovementScores, evaluating
-from ..weight_pruner import WeightPruner, chosen
+from ..mask_pruner import chosen
+from ..weight_pruner import WeightPruner
 from .config import MovementPruningConfig
 
 

@@ -1,0 +1,144 @@
+"""Fine-tunes a text classifier and prunes it on the way, with any strategy that works while a model is trained.
+
+    python examples/text_classification.py --model_name_or_path google-bert/bert-base-uncased \\
+        --dataset_name nyu-mll/glue --dataset_config_name sst2 --do_train --do_eval --output_dir sparse \\
+        --strategy magnitude --sparsity 0.6
+    python examples/text_classification.py --model_name_or_path ./my-model --train_file train.tsv \\
+        --validation_file dev.tsv --text_column sentence --label_column label --do_train --do_eval --output_dir small \\
+        --strategy magnitude --flops 0.5
+
+A model that was pruned before, in pre-training for instance, keeps its zeros with `--strategy hold`. Without a strategy
+this is plain fine-tuning. `--resume_from_checkpoint last` goes on with an interrupted run, and starts one if there is
+none. `accelerate launch` works as for any script of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+from script_arguments import SourceArguments, parse_in_stages
+from training_run import evaluate, save, train
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_prune import PruningCallback
+from hf_prune.commands.columns import text_columns
+from hf_prune.commands.sources import load_rows, sample
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "The model to fine-tune: a folder or a name on the Hub."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Default: the one that lies with the model."})
+
+
+@dataclass
+class DataTrainingArguments(SourceArguments):
+    label_column: str = field(default="label", metadata={"help": "Column of the classes, as names or numbers."})
+    regression: bool = field(default=False, metadata={"help": "The labels are numbers to predict."})
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set; none for a regression."""
+
+    column: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Dataset, column: str) -> Labels:
+        """Finds the names; numbers are sorted as numbers."""
+        feature = rows.features[column]
+        if isinstance(feature, ClassLabel):
+            return cls(column, tuple(feature.names))
+        names = {str(label) for label in rows[column]}
+        return cls(column, tuple(sorted(names, key=lambda name: (int(name) if name.isdigit() else 0, name))))
+
+    def targets(self, rows: Dataset) -> list[Any]:
+        """What the model is trained with: class ids or numbers."""
+        if not self.names:
+            return [float(label) for label in rows[self.column]]
+        if isinstance(rows.features[self.column], ClassLabel):
+            return list(rows[self.column])
+        return [self.names.index(str(label)) for label in rows[self.column]]
+
+    def settings(self) -> dict[str, Any]:
+        """What the model's config has to know."""
+        if not self.names:
+            return {"num_labels": 1}
+        return {"id2label": dict(enumerate(self.names)), "label2id": {name: i for i, name in enumerate(self.names)}}
+
+
+def tokenized(
+    rows: Dataset, labels: Labels, tokenizer: PreTrainedTokenizerBase, arguments: DataTrainingArguments
+) -> Dataset:
+    first, second = text_columns(rows, arguments)
+
+    def encode(batch: dict[str, list[Any]]) -> Any:
+        texts = [batch[column] for column in (first, second) if column is not None]
+        return tokenizer(*texts, truncation=True, max_length=arguments.max_seq_length)
+
+    encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc="Tokenize")
+    return encoded.add_column("labels", labels.targets(rows))
+
+
+def metrics_for(labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
+    def compute(found: EvalPrediction) -> dict[str, float]:
+        if labels.names:
+            return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+        return {"mse": float(np.square(found.predictions.squeeze(-1) - found.label_ids).mean())}
+
+    return compute
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (model_args, data_args, training_args), config = parse_in_stages(
+        argv, ModelArguments, DataTrainingArguments, TrainingArguments
+    )
+    if config is not None and not training_args.do_train:
+        raise ValueError("--strategy prunes while the model is trained: add --do_train.")
+    set_seed(training_args.seed)
+    train_rows, eval_rows = load_rows(data_args)
+    labels = (
+        Labels(data_args.label_column, ()) if data_args.regression else Labels.of(train_rows, data_args.label_column)
+    )
+    name = model_args.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or name)
+    model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", **labels.settings())
+
+    def prepared(rows: Dataset | None, count: int | None) -> Dataset | None:
+        return None if rows is None else tokenized(sample(rows, count, seed=0), labels, tokenizer, data_args)
+
+    callback = None if config is None else PruningCallback(config)
+    trainer = Trainer(
+        model,
+        training_args,
+        train_dataset=prepared(train_rows, data_args.max_train_samples),
+        eval_dataset=prepared(eval_rows, data_args.max_eval_samples),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=metrics_for(labels),
+        callbacks=None if callback is None else [callback],
+    )
+    if training_args.do_train:
+        train(trainer)
+    metrics = evaluate(trainer) if training_args.do_eval else {}
+    if training_args.do_train:
+        card = {"dataset": data_args.dataset_name} if data_args.dataset_name else {}
+        save(trainer, None if callback is None else callback.result, metrics, card)
+
+
+if __name__ == "__main__":
+    main()

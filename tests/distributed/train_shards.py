@@ -1,0 +1,108 @@
+"""Trains and prunes a small model on all processes; run by torchrun or by `accelerate launch`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
+
+CONFIGS: dict[str, PruningConfig] = {
+    "magnitude": MagnitudePruningConfig(sparsity=0.6, frequency=1),
+    "movement": MovementPruningConfig(sparsity=0.6, score_learning_rate=0.05),
+    "soft_movement": MovementPruningConfig(threshold=0.4, score_learning_rate=0.5, regularization=10.0),
+    "units": MagnitudePruningConfig(flops=0.5, round_to=1, frequency=1),
+}
+TOTAL_BATCH = 8
+STEPS = 6
+
+
+class Agreement(TrainerCallback):
+    """Compares the zeros of all processes after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **kwargs: Any) -> None:
+        found = hashlib.sha256()
+        for parameter in model.parameters():
+            found.update((parameter.detach() != 0).numpy().tobytes())
+        digests: list[Any] = [found.hexdigest()] * args.world_size
+        if args.world_size > 1:
+            torch.distributed.all_gather_object(digests, found.hexdigest())
+        assert len(set(digests)) == 1, f"After step {state.global_step} the processes' masks differ."
+        self.seen.append(digests[0])
+
+
+def small_model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        vocab_size=64,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    return BertForSequenceClassification(config).double()
+
+
+def rows() -> Dataset:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 64, (48, 7), generator=generator)
+    return Dataset.from_dict({"input_ids": ids.tolist(), "label": (ids[:, 0] % 2).tolist()})
+
+
+def train(folder: Path, name: str, **settings: Any) -> tuple[PreTrainedModel, Agreement]:
+    arguments = TrainingArguments(
+        output_dir=str(folder / name),
+        max_steps=STEPS,
+        learning_rate=1e-2,
+        optim="sgd",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"save_strategy": "no", "logging_steps": 1} | settings,
+    )
+    # The same total batch, whatever the number of processes.
+    arguments.per_device_train_batch_size = TOTAL_BATCH // arguments.world_size
+    model, agreement = small_model(), Agreement()
+    # Called after the pruning callback, so what it sees is what the next step begins with.
+    callbacks = [PruningCallback(CONFIGS[name]), agreement]
+    Trainer(model, arguments, train_dataset=rows(), callbacks=callbacks).train()
+    return model, agreement
+
+
+def main(folder: Path) -> None:
+    """Writes every process's pruned weights, and how often the masks have changed."""
+    for name in CONFIGS:
+        model, agreement = train(folder, name)
+        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
+        tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(tensors, folder / f"{name}-{count}-{rank}.safetensors", {"masks": str(len(set(agreement.seen)))})
+
+
+def distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,161 @@
+"""The training scripts, run as a user would, on a tiny model and tiny files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from hf_prune.anatomy.matrices import choose_matrices
+from hf_prune.config import PruningConfig
+from tests.examples.conftest import RunScript
+
+STEPS = ("--use_cpu", "--report_to", "none", "--logging_steps", 2, "--per_device_train_batch_size", 8)
+MAGNITUDE = ("--strategy", "magnitude", "--sparsity", 0.5, "--frequency", 1)
+
+
+def classify(run: RunScript, model: Path, rows: Path, output: Path, *options: object, steps: int = 6) -> None:
+    files = ("--train_file", rows, "--validation_file", rows)
+    names = ("--model_name_or_path", model, "--output_dir", output, "--max_steps", steps)
+    run("text_classification.py", *names, *files, *STEPS, "--do_train", "--do_eval", *options)
+
+
+def zeros(model: torch.nn.Module) -> dict[str, float]:
+    """The share of zeros of every matrix of the layers and of the word embeddings."""
+    matrices = choose_matrices(model, lambda names, default: set(default))
+    return {
+        matrix.name.removeprefix("bert."): float((matrix.parameter == 0).float().mean())
+        for matrix in matrices
+        if "pooler" not in matrix.name
+    }
+
+
+def test_a_classifier_is_pruned_while_it_is_fine_tuned(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    classify(run_script, base_model, labelled, tmp_path / "out", *MAGNITUDE)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert set(zeros(model).values()) == {0.5}
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    metrics = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    report = json.loads((tmp_path / "out" / "pruning_report.json").read_text())
+    assert report["metrics"]["pruned"] == {name: metrics[name] for name in ("eval_loss", "eval_accuracy")}
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_without_a_strategy_nothing_is_pruned(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    classify(run_script, base_model, labelled, tmp_path / "out", steps=1)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert max(zeros(model).values()) < 0.1
+    assert not hasattr(model.config, "pruning")
+
+
+def test_heads_and_filters_are_cut_out(run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path) -> None:
+    options = ("--strategy", "magnitude", "--flops", 0.5, "--round_to", 1)
+    classify(run_script, base_model, labelled, tmp_path / "out", *options)
+    small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    dense = AutoModelForSequenceClassification.from_pretrained(base_model)
+    assert small.num_parameters() < dense.num_parameters()
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    options = (*MAGNITUDE, "--save_steps", 2, "--resume_from_checkpoint", "last")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    classify(run_script, base_model, labelled, whole, *options)
+    resumed.mkdir()
+    (whole / "checkpoint-2").rename(resumed / "checkpoint-2")
+    (resumed / "checkpoint-4").mkdir()  # one that was being written
+    classify(run_script, base_model, labelled, resumed, *options)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    state = json.loads((resumed / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+
+
+def test_a_model_pruned_in_pre_training_keeps_its_zeros(
+    run_script: RunScript, base_model: Path, labelled: Path, texts: Path, tmp_path: Path
+) -> None:
+    sparse, tuned = tmp_path / "sparse", tmp_path / "tuned"
+    files = ("--train_file", texts, "--validation_file", texts, "--max_seq_length", 16)
+    names = ("--model_name_or_path", base_model, "--output_dir", sparse, "--max_steps", 6)
+    run_script("masked_lm.py", *names, *files, *STEPS, "--do_train", "--do_eval", *MAGNITUDE)
+    before = AutoModelForMaskedLM.from_pretrained(sparse)
+    assert set(zeros(before).values()) == {0.5}
+    assert json.loads((sparse / "all_results.json").read_text())["eval_loss"] > 0
+    classify(run_script, sparse, labelled, tuned, "--strategy", "hold", "--learning_rate", 1e-3)
+    after = AutoModelForSequenceClassification.from_pretrained(tuned)
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    one, other = before.get_parameter(name), after.get_parameter(name)
+    assert torch.equal(one == 0, other == 0)
+    assert not torch.equal(one, other)
+
+
+def test_a_new_model_with_a_vocabulary_of_its_own(
+    run_script: RunScript, base_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    sizes = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=24"
+    new = ("--tokenizer_name", base_model, "--vocabulary_size", 50, "--config_overrides", sizes)
+    files = ("--train_file", texts, "--validation_file", texts, "--max_seq_length", 16, "--max_eval_samples", 5)
+    options = (*new, *files, *STEPS, "--do_train", "--do_eval", "--max_steps", 2)
+    losses = []
+    for _ in range(2):
+        run_script("masked_lm.py", *options, "--output_dir", tmp_path / "out")
+        losses.append(json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_loss"])
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert model.config.hidden_size == 16
+    assert model.config.vocab_size == 50
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sparsity", 0.5), "need --strategy"),
+        (("--strategy", "magnitude", "--sparsity", 0.5, "--treshold", 0.1), "--treshold"),
+        (("--strategy", "magnitude", "--sparsity", 1.5), r"sparsity=1\.5"),
+        (("--strategy", "fisher", "--flops", 0.5), "prune_model"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        classify(run_script, base_model, labelled, tmp_path / "out", *options)
+
+
+def test_pruning_without_training_is_refused(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="--do_train"):
+        run_script(
+            "text_classification.py",
+            *("--model_name_or_path", base_model, "--train_file", labelled, "--output_dir", tmp_path, *MAGNITUDE),
+        )
+
+
+def test_the_help_of_a_strategy_lists_its_settings(run_script: RunScript, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_script("text_classification.py", "--strategy", "movement", "--help")
+    printed = capsys.readouterr().out
+    assert "--score_learning_rate" in printed
+    assert "--label_column" in printed
+    assert "--strategy" in printed
+
+
+def test_a_setting_named_like_an_option_of_the_training_gets_its_value() -> None:
+    from script_arguments import SourceArguments, parse_in_stages
+    from transformers import TrainingArguments
+
+    argv = ["--strategy", "random", "--sparsity", "0.5", "--seed", "7", "--output_dir", "out", "--train_file", "a.txt"]
+    (_, training), config = parse_in_stages(argv, SourceArguments, TrainingArguments)
+    assert isinstance(config, PruningConfig)
+    assert (training.seed, config.seed) == (7, 7)
