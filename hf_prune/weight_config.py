@@ -22,9 +22,15 @@ class ScheduledPruningConfig(PruningConfig):
         metadata={"help": "When pruning begins: up to 1 it is a fraction of the training, above 1 a number of steps."},
     )
     end: float = field(
-        default=0.5, metadata={"help": "When what was asked for is reached, written like begin; if equal, at one go."}
+        default=0.5,
+        metadata={
+            "help": "When what was asked for is reached, written like begin; if equal, at one go.",
+            "training": True,
+        },
     )
-    frequency: int = field(default=10, metadata={"help": "Optimizer steps between two choices of what is removed."})
+    frequency: int = field(
+        default=10, metadata={"help": "Optimizer steps between two choices of what is removed.", "training": True}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +50,9 @@ class WeightPruningConfig(ScheduledPruningConfig):
     sparsity: float | None = field(
         default=None, metadata={"help": "Fraction of single weights to remove, at least 0 and below 1."}
     )
-    initial_sparsity: float = field(default=0.0, metadata={"help": "Sparsity that the schedule begins with."})
+    initial_sparsity: float = field(
+        default=0.0, metadata={"help": "Sparsity that the schedule begins with.", "training": True}
+    )
     scope: str = field(
         default="matrix",
         metadata={"help": "Where weights compete: 'matrix' (each loses the same fraction) or 'global'."},
@@ -57,7 +65,8 @@ class WeightPruningConfig(ScheduledPruningConfig):
         default="keep_masked",
         metadata={
             "help": "What becomes of removed weights: 'keep_masked' (they stay zero) or 'delete' (set to zero once, and"
-            " free to learn again: information deletion)."
+            " free to learn again: information deletion).",
+            "training": True,
         },
     )
 

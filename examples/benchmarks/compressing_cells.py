@@ -29,13 +29,13 @@ class Settings:
 
     vocabulary: int = 8000
     pretraining_batch: int = 16
-    pretraining_steps: int = 1200
+    pretraining_steps: int = 600
     pretraining_rate: float = 1e-3
-    continued_steps: int = 240
+    continued_steps: int = 120
     mlm_blocks: int = 512
     rows: int = 8000
     batch: int = 32
-    small_steps: int = 500
+    small_steps: int = 400
     small_rate: float = 2e-4
     minilm_steps: int = 375
     minilm_after_steps: int = 125

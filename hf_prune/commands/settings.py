@@ -8,7 +8,6 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from ..config import PruningConfig, config_class_of, strategy_names
-from ..weight_config import ScheduledPruningConfig
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,14 @@ class Setting:
 def settings_at_once() -> list[Setting]:
     """The settings of every registered strategy that prunes at one go, budgets first.
 
-    When something happens in a training is nothing to set where there is none.
+    What only a training has use for (`training` in a field's metadata) is nothing to set where there is none.
     """
     classes = {name: config_class_of(name) for name in strategy_names()}
     classes = {name: kind for name, kind in classes.items() if kind.at_once}
-    in_training = _names(ScheduledPruningConfig) - _names(PruningConfig)
     owners: dict[str, dict[str, Field[Any]]] = {}
     for strategy, kind in classes.items():
         for item in fields(kind):
-            if item.name not in in_training:
+            if not item.metadata.get("training"):
                 owners.setdefault(item.name, {})[strategy] = item
     budgets = {name for kind in classes.values() for name in getattr(kind, "BUDGETS", ())}
     found = [_setting(name, items, classes, name in budgets) for name, items in owners.items()]
@@ -75,7 +73,3 @@ def _shown(item: Field[Any]) -> str:
     if any(item.default is nothing for nothing in (None, False, MISSING)):
         return ""
     return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
-
-
-def _names(kind: type[PruningConfig]) -> set[str]:
-    return {item.name for item in fields(kind)}

@@ -39,7 +39,9 @@ def plot_matrix_sparsity(source: nn.Module | Mapping[str, torch.Tensor], path: s
     """
     rows = matrix_sparsity(source)
     total = share_text(sum(row.removed for row in rows), sum(row.weights for row in rows))
-    return _plot({row.name: (row.removed, row.weights) for row in rows}, f"Weights removed, in %: {total} in all", path)
+    return plot_shares(
+        {row.name: (row.removed, row.weights) for row in rows}, f"Weights removed, in %: {total} in all", path
+    )
 
 
 def plot_mask_overlap(overlap: MaskOverlap, path: str | Path | None = None) -> Figure:
@@ -59,7 +61,7 @@ def plot_mask_overlap(overlap: MaskOverlap, path: str | Path | None = None) -> F
     texts = [share_text(share, 1) for share in (total.jaccard, total.chance_jaccard)]
     title = f"Removed by both, of those removed by either, in %: {texts[0]} in all, {texts[1]} by chance"
     pairs = {name: (row.removed_by_both, row.removed_by_either) for name, row in overlap.matrices.items()}
-    return _plot(pairs, title, path)
+    return plot_shares(pairs, title, path)
 
 
 def plot_head_sparsity(sparsity: Mapping[str, torch.Tensor], path: str | Path | None = None) -> Figure:
@@ -91,7 +93,14 @@ def plot_head_sparsity(sparsity: Mapping[str, torch.Tensor], path: str | Path | 
     return finish(figure, f"Weights removed per head, in %: {ends}", path)
 
 
-def _plot(shares: Shares, title: str, path: str | Path | None) -> Figure:
+def plot_shares(shares: Shares, title: str, path: str | Path | None) -> Figure:
+    """A map of shares by layer and kind of matrix, and beside it what is in no layer.
+
+    Args:
+        shares: (part, whole) by parameter name.
+        title: above the map.
+        path: where to write the picture as well, if anywhere.
+    """
     inside = {name: pair for name, pair in shares.items() if matrix_name(name).layer}
     outside = {name: pair for name, pair in shares.items() if name not in inside}
     layers = list(dict.fromkeys(matrix_name(name).layer for name in inside))

@@ -12,11 +12,11 @@ from ..anatomy import all_matrices, matrix_name
 from ..errors import PruningError
 from .alike import check_masks
 from .number_text import count_text, share_text
-from .tables import markdown_table
+from .tables import Row, markdown_table
 
 OUTSIDE = "outside of the layers"
 
-_COLUMNS = ("weights", "removed", "sparsity")
+SPARSITY_COLUMNS = ("weights", "removed", "sparsity")
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,22 @@ def sparsity_table(source: nn.Module | Mapping[str, torch.Tensor]) -> str:
         PruningError: as `matrix_sparsity`.
     """
     rows = matrix_sparsity(source)
-    total = _row("total", rows)
-    by_kind = _grouped(rows, lambda row: f"`{matrix_name(row.name).kind}`")
-    by_layer = _grouped(rows, lambda row: f"`{layer}`" if (layer := matrix_name(row.name).layer) else OUTSIDE)
+    total = sparsity_row("total", rows)
+    by_kind = grouped_rows(rows, lambda row: f"`{matrix_name(row.name).kind}`")
+    by_layer = grouped_rows(rows, lambda row: f"`{layer}`" if (layer := matrix_name(row.name).layer) else OUTSIDE)
     tables = [("matrix", by_kind), ("layer", by_layer)]
-    return "\n\n".join(markdown_table((name, *_COLUMNS), [*lines, total]) for name, lines in tables)
+    return "\n\n".join(markdown_table((name, *SPARSITY_COLUMNS), [*lines, total]) for name, lines in tables)
 
 
-def _grouped(rows: Iterable[MatrixSparsity], key: Callable[[MatrixSparsity], str]) -> list[tuple[str, str, str, str]]:
+def grouped_rows(rows: Iterable[MatrixSparsity], key: Callable[[MatrixSparsity], str]) -> list[Row]:
+    """One row per group of matrices: (name, weights, removed, sparsity)."""
     groups: dict[str, list[MatrixSparsity]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
-    return [_row(name, members) for name, members in groups.items()]
+    return [sparsity_row(name, members) for name, members in groups.items()]
 
 
-def _row(name: str, members: Sequence[MatrixSparsity]) -> tuple[str, str, str, str]:
+def sparsity_row(name: str, members: Sequence[MatrixSparsity]) -> Row:
+    """Matrices together as (name, weights, removed, sparsity)."""
     weights, removed = sum(row.weights for row in members), sum(row.removed for row in members)
     return name, count_text(weights), count_text(removed), share_text(removed, weights)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import PruningError
-from .matrix_plots import _plot
+from .matrix_plots import plot_shares
 from .number_text import share_text
 from .weight_report import WeightReport
 
@@ -31,4 +31,4 @@ def plot_removed_weights(report: WeightReport, path: str | Path | None = None) -
         raise PruningError(f"The report on {report.model_name!r} has no matrices, so there is nothing to draw.")
     share = share_text(report.removed, report.weights)
     title = f"{report.short_name}, {report.strategy_name} pruning: {share} of the weights removed, in % by matrix"
-    return _plot({row.name: (row.removed, row.weights) for row in report.matrices}, title, path)
+    return plot_shares({row.name: (row.removed, row.weights) for row in report.matrices}, title, path)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from ..anatomy import matrix_name
 from .number_text import count_text, share_text
-from .sparsity_tables import _COLUMNS, OUTSIDE, _grouped, _row
+from .sparsity_tables import OUTSIDE, SPARSITY_COLUMNS, grouped_rows, sparsity_row
 from .tables import SUMMARY_HEADER, Row, markdown_table, metric_rows, sections_markdown
 from .weight_report import WeightReport
 
-WEIGHTS_HEADER = ("", *_COLUMNS)
-KIND_HEADER = ("matrix", *_COLUMNS)
-LAYER_HEADER = ("layer", *_COLUMNS)
+WEIGHTS_HEADER = ("", *SPARSITY_COLUMNS)
+KIND_HEADER = ("matrix", *SPARSITY_COLUMNS)
+LAYER_HEADER = ("layer", *SPARSITY_COLUMNS)
 
 
 def weight_summary_rows(report: WeightReport) -> list[Row]:
     """Rows of (what, weights, removed, sparsity): the pruned matrices, and the whole model."""
     whole = count_text(report.parameters), count_text(report.removed), share_text(report.removed, report.parameters)
-    return [_row(matrices_text(report), report.matrices), ("the whole model", *whole)]
+    return [sparsity_row(matrices_text(report), report.matrices), ("the whole model", *whole)]
 
 
 def matrices_text(report: WeightReport) -> str:
@@ -27,12 +27,12 @@ def matrices_text(report: WeightReport) -> str:
 
 def kind_rows(report: WeightReport) -> list[Row]:
     """Rows of (kind of matrix, weights, removed, sparsity)."""
-    return _grouped(report.matrices, lambda row: matrix_name(row.name).kind)
+    return grouped_rows(report.matrices, lambda row: matrix_name(row.name).kind)
 
 
 def layer_rows(report: WeightReport) -> list[Row]:
     """Rows of (layer, weights, removed, sparsity); what is in no layer comes under one name."""
-    return _grouped(report.matrices, lambda row: matrix_name(row.name).layer or OUTSIDE)
+    return grouped_rows(report.matrices, lambda row: matrix_name(row.name).layer or OUTSIDE)
 
 
 def weight_summary_markdown(report: WeightReport) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..anatomy import Block, ModelAnatomy
+from ..anatomy import Block, ModelAnatomy, choose_matrices
 from ..errors import PruningError
 from .layers import layer_index, removed_indices
 from .plan import PruningPlan
@@ -210,8 +210,15 @@ def write_metadata(
             "cost": dict(cost),
             "metrics": dict(metrics),
         }
-        weights = {"weights": earlier["weights"]} if "weights" in earlier else {}
+        weights = {"weights": count_zeros(model)} if "weights" in earlier else {}
         setattr(config, KEY, data | ({"layers": layers} if layers else {}) | weights)
+
+
+def count_zeros(model: PreTrainedModel) -> dict[str, int]:
+    """How many single weights are zero in the matrices that are pruned by default, as metadata says it."""
+    matrices = choose_matrices(model, lambda names, default: set(default))
+    zeros = sum(matrix.parameter.numel() - int(matrix.parameter.count_nonzero()) for matrix in matrices)
+    return {"removed": zeros, "of": sum(matrix.parameter.numel() for matrix in matrices), "matrices": len(matrices)}
 
 
 def stack_name(block: Block, key: str) -> str:
