@@ -19,7 +19,10 @@ class ScheduledPruningConfig(PruningConfig):
 
     begin: float = field(
         default=0.0,
-        metadata={"help": "When pruning begins: up to 1 it is a fraction of the training, above 1 a number of steps."},
+        metadata={
+            "help": "When pruning begins: up to 1 it is a fraction of the training, above 1 a number of steps.",
+            "training": True,
+        },
     )
     end: float = field(
         default=0.5,
