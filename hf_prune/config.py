@@ -41,11 +41,13 @@ class PruningConfig(PushToHubMixin):
         strategy: the strategy's registered name.
         needs_data: whether it cannot do without calibration data.
         at_once: whether it can prune at one go, as `prune_model` does; otherwise only while a model is trained.
+        IN_TRAINING: settings that say something only where a model is trained.
     """
 
     strategy: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
+    IN_TRAINING: ClassVar[tuple[str, ...]] = ()
 
     @property
     def prunes_weights(self) -> bool:

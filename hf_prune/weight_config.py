@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .config import PruningConfig, check_counts
 from .errors import PruningError
@@ -17,23 +17,21 @@ AFTERWARDS = ("keep_masked", "delete")
 class ScheduledPruningConfig(PruningConfig):
     """When a strategy prunes that works while a model is trained; `prune_model` does it all at once."""
 
+    IN_TRAINING: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
+
     begin: float = field(
         default=0.0,
         metadata={
             "help": "When pruning begins: up to 1 it is a fraction of the training, above 1 a number of steps.",
-            "training": True,
         },
     )
     end: float = field(
         default=0.5,
         metadata={
             "help": "When what was asked for is reached, written like begin; if equal, at one go.",
-            "training": True,
         },
     )
-    frequency: int = field(
-        default=10, metadata={"help": "Optimizer steps between two choices of what is removed.", "training": True}
-    )
+    frequency: int = field(default=10, metadata={"help": "Optimizer steps between two choices of what is removed."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,12 +48,12 @@ class ScheduledPruningConfig(PruningConfig):
 class WeightPruningConfig(ScheduledPruningConfig):
     """Which single weights are removed, and what becomes of them."""
 
+    IN_TRAINING: ClassVar[tuple[str, ...]] = (*ScheduledPruningConfig.IN_TRAINING, "initial_sparsity", "after")
+
     sparsity: float | None = field(
         default=None, metadata={"help": "Fraction of single weights to remove, at least 0 and below 1."}
     )
-    initial_sparsity: float = field(
-        default=0.0, metadata={"help": "Sparsity that the schedule begins with.", "training": True}
-    )
+    initial_sparsity: float = field(default=0.0, metadata={"help": "Sparsity that the schedule begins with."})
     scope: str = field(
         default="matrix",
         metadata={"help": "Where weights compete: 'matrix' (each loses the same fraction) or 'global'."},
@@ -69,7 +67,6 @@ class WeightPruningConfig(ScheduledPruningConfig):
         metadata={
             "help": "What becomes of removed weights: 'keep_masked' (they stay zero) or 'delete' (set to zero once, and"
             " free to learn again: information deletion).",
-            "training": True,
         },
     )
 

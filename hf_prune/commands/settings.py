@@ -30,14 +30,14 @@ class Setting:
 def settings_at_once() -> list[Setting]:
     """The settings of every registered strategy that prunes at one go, budgets first.
 
-    What only a training has use for (`training` in a field's metadata) is nothing to set where there is none.
+    What only a training has use for (`IN_TRAINING`) is nothing to set where there is none.
     """
     classes = {name: config_class_of(name) for name in strategy_names()}
     classes = {name: kind for name, kind in classes.items() if kind.at_once}
     owners: dict[str, dict[str, Field[Any]]] = {}
     for strategy, kind in classes.items():
         for item in fields(kind):
-            if not item.metadata.get("training"):
+            if item.name not in kind.IN_TRAINING:
                 owners.setdefault(item.name, {})[strategy] = item
     budgets = {name for kind in classes.values() for name in getattr(kind, "BUDGETS", ())}
     found = [_setting(name, items, classes, name in budgets) for name, items in owners.items()]

@@ -19,10 +19,13 @@ class MovementPruningConfig(WeightPruningConfig):
     """
 
     strategy: ClassVar[str] = "movement"
-
-    frequency: int = field(
-        default=1, metadata={"help": "Optimizer steps between two choices of what is removed.", "training": True}
+    IN_TRAINING: ClassVar[tuple[str, ...]] = (
+        *WeightPruningConfig.IN_TRAINING,
+        "regularization",
+        "score_learning_rate",
     )
+
+    frequency: int = field(default=1, metadata={"help": "Optimizer steps between two choices of what is removed."})
     threshold: float | None = field(
         default=None, metadata={"help": "Soft movement: weights whose score's sigmoid is below this go, 0 to 1."}
     )
@@ -30,12 +33,9 @@ class MovementPruningConfig(WeightPruningConfig):
         default=1.0,
         metadata={
             "help": "Soft movement: factor of the scores' mean sigmoid in the loss; grows with the threshold.",
-            "training": True,
         },
     )
-    score_learning_rate: float = field(
-        default=1e-2, metadata={"help": "Of the scores; falls linearly to zero.", "training": True}
-    )
+    score_learning_rate: float = field(default=1e-2, metadata={"help": "Of the scores; falls linearly to zero."})
     batch_size: int = field(default=32, metadata={"help": "Calibration examples per batch, where data comes as rows."})
 
     def __post_init__(self) -> None:
