@@ -6,6 +6,7 @@ from .latency_fit import LatencyFit, fit_latency
 from .latency_search import search_latency, search_latency_units
 from .latency_table import LatencyConditions, latency_tables
 from .lengths import Lengths, data_lengths, lengths_of
+from .levels import allocate_by_score
 from .search import SearchResult, search_flops, search_units
 from .select import Selection, select_units
 from .weight_selection import kept_count, kth_largest, masks_above, masks_by_matrix, masks_over, pattern_mask
@@ -16,6 +17,7 @@ __all__ = [
     "Lengths",
     "SearchResult",
     "Selection",
+    "allocate_by_score",
     "compare_latency",
     "count_flops",
     "data_lengths",

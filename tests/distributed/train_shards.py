@@ -24,7 +24,7 @@ from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallb
 
 CONFIGS: dict[str, PruningConfig] = {
     "magnitude": MagnitudePruningConfig(sparsity=0.6, frequency=1),
-    "movement": MovementPruningConfig(sparsity=0.6, score_learning_rate=0.05),
+    "movement": MovementPruningConfig(sparsity=0.6, score_learning_rate=0.05, begin=0.5, end=0.9),
     "soft_movement": MovementPruningConfig(threshold=0.4, score_learning_rate=0.5, regularization=10.0),
     "units": MagnitudePruningConfig(flops=0.5, round_to=1, frequency=1),
 }
@@ -80,6 +80,8 @@ def train(folder: Path, name: str, **settings: Any) -> tuple[PreTrainedModel, Ag
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
+        # Otherwise the Trainer multiplies a mean over a process's examples by the number of processes.
+        average_tokens_across_devices=False,
         **{"save_strategy": "no", "logging_steps": 1} | settings,
     )
     # The same total batch, whatever the number of processes.

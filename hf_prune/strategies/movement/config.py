@@ -30,7 +30,7 @@ class MovementPruningConfig(WeightPruningConfig):
         default=None, metadata={"help": "Soft movement: weights whose score's sigmoid is below this go, 0 to 1."}
     )
     regularization: float = field(
-        default=1.0,
+        default=100.0,
         metadata={
             "help": "Soft movement: factor of the scores' mean sigmoid in the loss; grows with the threshold.",
         },
