@@ -25,7 +25,7 @@ from typing import Any
 
 from datasets import Dataset
 from script_arguments import SourceArguments, parse_in_stages
-from training_run import evaluate, save, train
+from training_run import average_losses, evaluate, save, train
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
         callbacks=None if callback is None else [callback],
     )
+    average_losses(trainer)
     if training_args.do_train:
         train(trainer)
     metrics = evaluate(trainer) if training_args.do_eval else {}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 from script_arguments import SourceArguments, parse_in_stages
-from training_run import evaluate, save, train
+from training_run import average_losses, evaluate, save, train
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute_metrics=metrics_for(labels),
         callbacks=None if callback is None else [callback],
     )
+    average_losses(trainer)
     if training_args.do_train:
         train(trainer)
     metrics = evaluate(trainer) if training_args.do_eval else {}

@@ -25,6 +25,15 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
 
+def average_losses(trainer: Trainer) -> None:
+    """Has losses averaged over accumulated batches and over processes.
+
+    Most models of transformers take the number of items that the Trainer counts for them, but their loss for these
+    tasks is the batch's mean all the same; the Trainer would then add up what it should average.
+    """
+    trainer.model_accepts_loss_kwargs = False
+
+
 def train(trainer: Trainer) -> None:
     """Trains, and writes the metrics of training."""
     found = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))

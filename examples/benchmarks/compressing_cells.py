@@ -156,6 +156,7 @@ def _masked_lm(settings: Settings, steps: int, seed: int) -> dict[str, Any]:
         "max_seq_length": 128,
         "max_eval_samples": settings.mlm_blocks,
         "per_device_train_batch_size": settings.pretraining_batch,
+        "per_device_eval_batch_size": 32,
         "learning_rate": settings.pretraining_rate,
         "weight_decay": 0.01,
         "max_steps": steps,

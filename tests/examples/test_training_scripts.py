@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from hf_prune.anatomy.matrices import choose_matrices
 from hf_prune.config import PruningConfig
-from tests.examples.conftest import RunScript
+from tests.examples.conftest import EXAMPLES, RunScript
 
 STEPS = ("--use_cpu", "--report_to", "none", "--logging_steps", 2, "--per_device_train_batch_size", 8)
 MAGNITUDE = ("--strategy", "magnitude", "--sparsity", 0.5, "--frequency", 1)
@@ -114,6 +118,57 @@ def test_a_new_model_with_a_vocabulary_of_its_own(
     assert model.config.hidden_size == 16
     assert model.config.vocab_size == 50
     assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def without_dropout(base_model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "without_dropout"
+    shutil.copytree(base_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def same_models(one: Path, other: Path) -> bool:
+    """Whether two trainings agree but for rounding, and in every zero."""
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return all(torch.allclose(left[name], right[name], atol=1e-5) for name in left) and all(
+        torch.equal(left[name] == 0, right[name] == 0) for name in left
+    )
+
+
+def test_accumulated_batches_give_what_larger_batches_give(
+    run_script: RunScript, without_dropout: Path, labelled: Path, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    classify(run_script, without_dropout, labelled, one, *MAGNITUDE)
+    parts = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2)
+    classify(run_script, without_dropout, labelled, other, *MAGNITUDE, *parts)
+    assert same_models(one, other)
+
+
+def test_two_processes_give_what_one_gives_with_the_same_total_batch(
+    run_script: RunScript, without_dropout: Path, labelled: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    classify(run_script, without_dropout, labelled, one, *MAGNITUDE)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+
+    def launch(name: str, *options: object) -> None:
+        parts = ("--per_device_train_batch_size", 4)
+        command = [*launcher, "--main_process_port", 0, EXAMPLES / name, *options, *parts]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        ended = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+
+    classify(launch, without_dropout, labelled, two, *MAGNITUDE)
+    assert same_models(one, two)
+    metrics = [json.loads((folder / "all_results.json").read_text()) for folder in (one, two)]
+    assert metrics[0]["epoch"] == metrics[1]["epoch"]
+    assert metrics[0]["eval_loss"] == pytest.approx(metrics[1]["eval_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
