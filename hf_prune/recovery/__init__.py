@@ -1,5 +1,6 @@
-"""What repairs a cut without training."""
+"""What repairs a cut: without training, or with a teacher while it is trained."""
 
+from .distillation import Distillation, distillation_loss
 from .mask_tuning import Solver, solve_mask_scales
 from .normal_equations import NormalEquations
 from .rearrange import rearrange_mask
@@ -8,12 +9,14 @@ from .refit import choose_ridge, refit_projection
 from .repairs import MaskTuner, refit_weights
 
 __all__ = [
+    "Distillation",
     "MaskTuner",
     "NormalEquations",
     "ReconstructionProblem",
     "Repair",
     "Solver",
     "choose_ridge",
+    "distillation_loss",
     "rearrange_mask",
     "reconstruct",
     "refit_projection",

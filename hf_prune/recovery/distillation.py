@@ -1,0 +1,142 @@
+"""Learning from a teacher: the student's logits are drawn to those of the dense model (Hinton et al. 2015).
+
+The teacher's part is put into the loss that the model itself returns, by a forward hook. So whatever trains the model
+(a Trainer, a subclass, a loop of one's own) scales and accumulates it as it does the loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..errors import PruningError
+
+# Heads whose outputs have one distribution for each of these names.
+_LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits")
+IGNORED = -100
+
+
+def distillation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), summed over the last axis and over all rows that count.
+
+    One value per row is a regression: the squared difference then, without a temperature.
+
+    Args:
+        student, teacher: `[..., classes]`.
+        temperature: T.
+        mask: bool `[...]`, which rows count; None for all.
+    """
+    student, teacher = student.float(), teacher.float()
+    if student.shape[-1] == 1:
+        rows = (student - teacher).square().sum(-1)
+    else:
+        wanted = F.log_softmax(teacher / temperature, dim=-1)
+        found = F.log_softmax(student / temperature, dim=-1)
+        rows = temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    return (rows if mask is None else rows[mask]).sum()
+
+
+class Distillation:
+    """A teacher for a model that is trained, until `remove()` is called.
+
+    While the model is in training mode and returns a loss, that becomes (1 − weight) · loss + weight · teacher's part:
+    the mean over examples, or in language models and token classification over the labelled tokens, of
+    `distillation_loss`; of question answering the mean of start and end.
+
+    Args:
+        model: the student, a Transformers model or a PEFT model around one.
+        teacher: a model of the same task with the same classes; it is put in evaluation mode and not trained.
+        temperature: softens both distributions.
+        weight: the teacher's share of the loss, above 0 and at most 1.
+
+    Raises:
+        PruningError: a number is out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, teacher: PreTrainedModel, temperature: float = 2.0, weight: float = 0.5
+    ) -> None:
+        if not temperature > 0:
+            raise PruningError(f"temperature={temperature} must be above 0.")
+        if not 0 < weight <= 1:
+            raise PruningError(f"weight={weight} must lie in (0, 1]: it is the teacher's share of the loss.")
+        self._teacher, self._temperature, self._weight = teacher.eval().requires_grad_(False), temperature, weight
+        self._accepted = set(inspect.signature(teacher.forward).parameters)
+        self._names = list(inspect.signature(model.forward).parameters)
+        self._handle: RemovableHandle = model.register_forward_hook(self._teach, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Lets the model alone again."""
+        self._handle.remove()
+
+    def _teach(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        if not module.training or not torch.is_grad_enabled():
+            return None
+        inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        if not isinstance(output, ModelOutput) or output.get("loss") is None:
+            raise PruningError(
+                f"{type(module).__name__} returned no loss of its own to put the teacher's part into: distillation"
+                " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False."
+            )
+        output["loss"] = (1 - self._weight) * output["loss"] + self._weight * self._part(inputs, output)
+        return output
+
+    def _part(self, inputs: Mapping[str, Any], output: ModelOutput) -> torch.Tensor:
+        """The teacher's part of the loss, on the scale of the model's own."""
+        known = {name: value for name, value in inputs.items() if name in self._accepted and not _is_label(name)}
+        with torch.no_grad():
+            taught = self._teacher(**known)
+        names = [name for name in _LOGITS if isinstance(output.get(name), torch.Tensor)]
+        labels = inputs.get("labels")
+        parts = []
+        for name in names:
+            student, teacher = output[name], taught.get(name)
+            if teacher is None or teacher.shape != student.shape:
+                shape = None if teacher is None else tuple(teacher.shape)
+                raise PruningError(
+                    f"The teacher's {name} have the shape {shape}, the student's {tuple(student.shape)}: both must have"
+                    " the same task and the same classes."
+                )
+            causal = _is_causal(self._teacher)
+            mask = _counted(student, labels, causal)
+            total = distillation_loss(student, teacher.to(student.device), self._temperature, mask)
+            # Only the losses of causal language models divide by the number of tokens that they are told.
+            parts.append(total / _divisor(student, mask, inputs.get("num_items_in_batch") if causal else None))
+        if not parts:
+            raise PruningError(f"{type(self._teacher).__name__} gives no logits that a student could learn from.")
+        return torch.stack(parts).mean()
+
+
+def _is_label(name: str) -> bool:
+    return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether the loss compares each position with the next label."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _counted(student: torch.Tensor, labels: Any, causal: bool) -> torch.Tensor | None:
+    """Which rows of `[..., classes]` have a label; None for all, where there is one for each example."""
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.shape != student.shape[:-1]:
+        return None
+    if causal:
+        labels = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    return (labels != IGNORED).to(student.device) if labels.dim() > 1 else None
+
+
+def _divisor(student: torch.Tensor, mask: torch.Tensor | None, items: Any) -> Any:
+    """What the model's own loss is divided by: examples or labelled tokens, or those of the whole accumulated batch."""
+    if mask is None:
+        return student[..., 0].numel()
+    return items if items is not None else mask.sum().clamp(min=1)
