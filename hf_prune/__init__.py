@@ -3,6 +3,7 @@
 Importing this package lets every `from_pretrained` and `from_config` of transformers build pruned models.
 """
 
+from .adapters import StaticMaskConfig
 from .anatomy import describe_model
 from .api import prune_model
 from .budget import count_flops, measure_latency
@@ -17,6 +18,7 @@ from .strategies import (
     MagnitudePruningConfig,
     MovementPruningConfig,
     RandomPruningConfig,
+    StaticPruningConfig,
 )
 from .surgery import install_bitmask_hook, install_build_hook
 from .training import resume_pruning, save_pruning, start_pruning
@@ -38,6 +40,8 @@ __all__ = [
     "PruningError",
     "PruningResult",
     "RandomPruningConfig",
+    "StaticMaskConfig",
+    "StaticPruningConfig",
     "UnsupportedModelError",
     "count_flops",
     "describe_model",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import transformers
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from .anatomy import inner_model
 from .config import AutoPruningConfig, PruningConfig, training_for
 from .errors import PruningError
-from .processes import wait_for_all
+from .processes import process_count, wait_for_all
+from .recovery import Distillation, check_distillation
 from .report.result import PruningResult
+from .report.tasks import task_of
 from .strategies.hold import HoldPruningConfig
 from .strategies.training import TrainingPruner
 from .surgery.weight_metadata import weights_of
@@ -35,8 +38,13 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
 
     Args:
         config: a strategy that works in training, or its settings as a dictionary. Without one the callback holds the
-            zeros of a model whose single weights this library has pruned.
+            zeros of a model whose single weights this library has pruned, or trains a PEFT model's static mask by the
+            settings in its `StaticMaskConfig`.
         checkpoint: the folder that training is resumed from, where it is not in the Trainer's output folder.
+        teacher: a model of the same task, or its folder or name on the Hub, that the pruned one learns from, too; as
+            a rule the dense model.
+        temperature: softens what both say, see `Distillation`.
+        teacher_weight: the teacher's share of the loss.
 
     Attributes:
         result: once training has ended, the pruned model with its plan and report.
@@ -46,7 +54,13 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
     """
 
     def __init__(
-        self, config: PruningConfig | Mapping[str, Any] | None = None, *, checkpoint: str | Path | None = None
+        self,
+        config: PruningConfig | Mapping[str, Any] | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        teacher: PreTrainedModel | str | Path | None = None,
+        temperature: float = 2.0,
+        teacher_weight: float = 0.5,
     ) -> None:
         self.config = AutoPruningConfig.from_dict(dict(config)) if isinstance(config, Mapping) else config
         if self.config is not None:
@@ -56,11 +70,21 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
                 )
             training_for(self.config)
         self.result: PruningResult | None = None
-        self._checkpoint = checkpoint
+        check_distillation(temperature, teacher_weight)
+        self._checkpoint, self._teacher = checkpoint, teacher
+        self._distilled = {"temperature": temperature, "weight": teacher_weight}
+        self._distillation: Distillation | None = None
         self._pruner: TrainingPruner | None = None
         self._output: Path | None = None
         self._met = False
+        self._unfreeze: Callable[[], None] | None = None
         install_log_hook()
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Freezes what a strategy does not train, before the Trainer makes an optimizer."""
+        prepare = _prepares(self.config)
+        if prepare is not None:
+            self._unfreeze = prepare(kwargs["model"], self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,7 +94,13 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.result is not None:
             _check_optimizer(model, optimizer)
-        config = self.config or _holding(model)
+        config = self.config or _found_in(model)
+        if process_count() > 1 and self._unfreeze is None and _prepares(self.config) is not None:
+            raise PruningError(
+                f"With several processes {type(config).__name__} must freeze the model before the Trainer wraps it:"
+                " give the callback to Trainer(callbacks=[...]), not to add_callback, and make a new Trainer for every"
+                " training."
+            )
         self._output, self.result = Path(args.output_dir), None
         if state.global_step:
             folder = self._resumed_from(args, state, config)
@@ -78,6 +108,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         else:
             self._pruner = start_pruning(model, config, state.max_steps, optimizer)
         self._met = self._pruner.reached
+        if self._teacher is not None:
+            self._distillation = Distillation(model, _teacher_for(model, self._teacher), **self._distilled)
         # The state file of a run without this callback has no place for it.
         state.stateful_callbacks.setdefault(type(self).__name__, {})
 
@@ -97,6 +129,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         """Leaves a clean model, and the result."""
         if self._pruner is None:
             return
+        self._dismiss_teacher()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             wait_for_all()  # the first process may still be writing the last checkpoint
             reload_pruning(self._pruner, state.best_model_checkpoint)
@@ -104,6 +137,14 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
         self.result = self._pruner.finish()
         self._pruner = None
+        if self._unfreeze is not None:
+            self._unfreeze()
+            self._unfreeze = None
+
+    def _dismiss_teacher(self) -> None:
+        if self._distillation is not None:
+            self._distillation.remove()
+            self._distillation = None
 
     def logs(self) -> dict[str, float]:
         """How far pruning is; what the Trainer's own logs get."""
@@ -117,11 +158,15 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         """
         saved: dict[str, str] = {}
         step = self._pruner.step if self._pruner is not None else 0
-        folder = self._output / f"checkpoint-{step}" if self._output is not None else None
-        if self._pruner is not None and folder is not None and folder.is_dir() and step:
+        folder = _written_folder(self._output, step) if self._output is not None and step else None
+        if self._pruner is not None and folder is not None:
             saved[side_file(self._pruner.config)] = save_pruning(self._pruner, folder)
         config = self.config.to_dict() if self.config is not None else None
-        return {"args": {"config": config}, "attributes": {"saved": saved}}
+        arguments: dict[str, Any] = {"config": config, "temperature": self._distilled["temperature"]}
+        arguments["teacher_weight"] = self._distilled["weight"]
+        if isinstance(self._teacher, (str, Path)):
+            arguments["teacher"] = str(self._teacher)
+        return {"args": arguments, "attributes": {"saved": saved}}
 
     def _resumed_from(self, args: TrainingArguments, state: TrainerState, config: PruningConfig) -> Path:
         """The folder that training is resumed from, which the Trainer keeps to itself."""
@@ -154,13 +199,38 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
 
     def _drop(self, resumed: bool) -> None:
         """Takes off what a training that failed has left; a checkpoint's weights may be in the model already."""
+        self._dismiss_teacher()
         if self._pruner is not None:
             self._pruner.abandon(restore=not resumed)
             self._pruner = None
 
 
-def _holding(model: Any) -> PruningConfig:
-    """The configuration that holds what a checkpoint's metadata says is removed."""
+def _teacher_for(model: Any, teacher: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """A teacher on the student's device; by name it is loaded as a model of the student's task."""
+    inner = inner_model(model)
+    if not isinstance(teacher, PreTrainedModel):
+        teacher = getattr(transformers, task_of(inner).auto_class).from_pretrained(teacher)
+    return teacher.to(inner.device)
+
+
+def _written_folder(output: Path, step: int) -> Path | None:
+    """The checkpoint that is being written; a hyperparameter search has a folder for every run."""
+    name = f"checkpoint-{step}"
+    found = [folder for folder in (output / name, *output.glob(f"*/{name}")) if folder.is_dir()]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _prepares(config: PruningConfig | None) -> Callable[..., Callable[[], None] | None] | None:
+    """What a strategy does with a model as soon as there is a Trainer."""
+    return getattr(training_for(config), "prepare", None) if config is not None else None
+
+
+def _found_in(model: Any) -> PruningConfig:
+    """The configuration of a static mask's adapter, or one that holds what a checkpoint's metadata says is removed."""
+    adapters = getattr(model, "static_mask_pruning_config", None)
+    if adapters is not None:
+        config: PruningConfig = adapters()
+        return config
     inner = inner_model(model)
     if weights_of(inner.config) is None:
         raise PruningError(

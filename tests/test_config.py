@@ -123,7 +123,7 @@ class TestTargets:
 
 class TestRegistry:
     def test_strategies_are_known_by_name(self, toy: type[ToyConfig]) -> None:
-        assert strategy_names() == ("fisher", "hold", "magnitude", "movement", "random", "toy")
+        assert strategy_names() == ("fisher", "hold", "magnitude", "movement", "random", "static_mask", "toy")
         assert config_class_of("fisher") is FisherPruningConfig
         assert strategy_for(FisherPruningConfig(flops=0.5)) is prune_by_fisher
         assert strategy_for(toy(flops=0.5)) == "toy strategy"
@@ -241,7 +241,7 @@ class TestScripts:
     @pytest.mark.parametrize("name", strategy_names())
     def test_parser_gives_the_defaults(self, name: str) -> None:
         config_class = config_class_of(name)
-        budgets = {"hold": {}, "movement": {"sparsity": 0.5}}
+        budgets = {"hold": {}, "movement": {"sparsity": 0.5}, "static_mask": {"sparsity": 0.5}}
         budget = budgets.get(name, {"flops": 0.5})
         words = [word for setting, value in budget.items() for word in (f"--{setting}", str(value))]
         [parsed] = HfArgumentParser(config_class).parse_args_into_dataclasses(words)

@@ -1,5 +1,6 @@
 """What can be put on a model and taken off again."""
 
+from .matrix_masks import MatrixMasks, check_masks
 from .mixins import BinaryMaskMixin, FilterGateMixin, HeadGateMixin
 from .unit_gates import (
     UnitGate,
@@ -17,12 +18,14 @@ __all__ = [
     "BinaryMaskMixin",
     "FilterGateMixin",
     "HeadGateMixin",
+    "MatrixMasks",
     "UnitGate",
     "UnitGates",
     "WeightMasks",
     "add_filter_gates",
     "add_head_gates",
     "add_weight_masks",
+    "check_masks",
     "gate_columns",
     "has_gates",
     "remove_filter_gates",

@@ -20,18 +20,15 @@ from torch.utils.hooks import RemovableHandle
 from ..anatomy import WeightMatrix, all_matrices
 from ..errors import PruningError
 from .bits import pack_mask, unpack_mask
+from .matrix_masks import MatrixMasks, check_masks
 
 _OWNER = "_weight_masks"
 
 GradientWatcher = Callable[[int, torch.Tensor], None]
 
 
-class WeightMasks:
+class WeightMasks(MatrixMasks):
     """Masks on some of a model's weight matrices, until `remove()` is called.
-
-    Attributes:
-        matrices: the masked matrices.
-        masks: one bool tensor per matrix, of its shape, True where a weight stays; change them with `set`.
 
     Raises:
         PruningError: a matrix has masks already.
@@ -50,7 +47,7 @@ class WeightMasks:
                     " target_modules, or remove_weight_masks first."
                 )
         self.matrices = tuple(matrices)
-        self.masks = [torch.ones_like(item.parameter, dtype=torch.bool) for item in self.matrices]
+        self._masks = [torch.ones_like(item.parameter, dtype=torch.bool) for item in self.matrices]
         self._removed: list[torch.Tensor | None] = [None] * len(self.matrices)
         self._watch = watch_gradients
         self._handles: list[RemovableHandle] = []
@@ -60,14 +57,9 @@ class WeightMasks:
                 self._handles.append(matrix.parameter.register_hook(partial(self._mask_gradient, index)))
 
     @property
-    def sparsity(self) -> float:
-        """The fraction of all weights in the matrices that is removed."""
-        return self.removed_count / sum(mask.numel() for mask in self.masks)
-
-    @property
-    def removed_count(self) -> int:
-        """How many weights are removed."""
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self.masks)
+    def masks(self) -> list[torch.Tensor]:
+        """One bool tensor per matrix, of its shape, True where a weight stays; change them with `set`."""
+        return self._masks
 
     @torch.no_grad()
     def set(self, masks: Sequence[torch.Tensor]) -> None:
@@ -79,10 +71,10 @@ class WeightMasks:
         Raises:
             PruningError: their number, a shape or a type does not fit.
         """
-        _check_masks(self.matrices, masks)
+        check_masks(self.matrices, masks)
         for index, (matrix, mask) in enumerate(zip(self.matrices, masks, strict=True)):
             raw = self.raw(index)
-            self.masks[index] = mask.to(matrix.parameter.device)
+            self._masks[index] = mask.to(matrix.parameter.device)
             self._removed[index] = raw
             matrix.parameter.copy_(raw).mul_(self.masks[index])
 
@@ -117,7 +109,7 @@ class WeightMasks:
 
     def delete(self) -> None:
         """Forgets what was removed and frees all weights: those that are zero are zero, and learn again."""
-        self.masks = [torch.ones_like(mask) for mask in self.masks]
+        self._masks = [torch.ones_like(mask) for mask in self.masks]
         self._removed = [None] * len(self.masks)
 
     def remove(self, *, restore: bool = True) -> None:
@@ -161,7 +153,7 @@ class WeightMasks:
         """
         loaded = [self._loaded(index, tensors) for index in range(len(self.matrices))]
         for index, (mask, removed) in enumerate(loaded):
-            self.masks[index], self._removed[index] = mask, removed
+            self._masks[index], self._removed[index] = mask, removed
         self.apply_all()  # an adapter's checkpoint does not hold the frozen weights below it
 
     def _loaded(self, index: int, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -207,7 +199,7 @@ def add_weight_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Wei
         if name not in known:
             raise PruningError(f"{name} is no weight matrix of {type(model).__name__}; it has {', '.join(known)}.")
     matrices = [known[name] for name in masks]
-    _check_masks(matrices, list(masks.values()))
+    check_masks(matrices, list(masks.values()))
     chosen = WeightMasks(matrices)
     chosen.set(list(masks.values()))
     return chosen
@@ -223,14 +215,3 @@ def remove_weight_masks(model: nn.Module, *, restore: bool = True) -> None:
     """Takes all weight masks off a model; removed weights come back unless `restore=False`."""
     for masks in weight_masks_of(model):
         masks.remove(restore=restore)
-
-
-def _check_masks(matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> None:
-    if len(masks) != len(matrices):
-        raise PruningError(f"Got {len(masks)} masks for {len(matrices)} matrices.")
-    for matrix, mask in zip(matrices, masks, strict=True):
-        if mask.dtype != torch.bool or mask.shape != matrix.parameter.shape:
-            raise PruningError(
-                f"{matrix.name}: the mask must be a bool tensor of shape {tuple(matrix.parameter.shape)}, got"
-                f" {str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}."
-            )

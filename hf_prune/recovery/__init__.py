@@ -1,6 +1,6 @@
 """What repairs a cut: without training, or with a teacher while it is trained."""
 
-from .distillation import Distillation, distillation_loss
+from .distillation import Distillation, check_distillation, distillation_loss
 from .mask_tuning import Solver, solve_mask_scales
 from .normal_equations import NormalEquations
 from .rearrange import rearrange_mask
@@ -15,6 +15,7 @@ __all__ = [
     "ReconstructionProblem",
     "Repair",
     "Solver",
+    "check_distillation",
     "choose_ridge",
     "distillation_loss",
     "rearrange_mask",

@@ -46,6 +46,14 @@ def distillation_loss(
     return (rows if mask is None else rows[mask]).sum()
 
 
+def check_distillation(temperature: float, weight: float) -> None:
+    """Raises a PruningError where a temperature is not above 0, or a teacher's share of the loss not in (0, 1]."""
+    if not temperature > 0:
+        raise PruningError(f"temperature={temperature} must be above 0.")
+    if not 0 < weight <= 1:
+        raise PruningError(f"The teacher's weight={weight} must lie in (0, 1]: it is its share of the loss.")
+
+
 class Distillation:
     """A teacher for a model that is trained, until `remove()` is called.
 
@@ -66,10 +74,7 @@ class Distillation:
     def __init__(
         self, model: nn.Module, teacher: PreTrainedModel, temperature: float = 2.0, weight: float = 0.5
     ) -> None:
-        if not temperature > 0:
-            raise PruningError(f"temperature={temperature} must be above 0.")
-        if not 0 < weight <= 1:
-            raise PruningError(f"weight={weight} must lie in (0, 1]: it is the teacher's share of the loss.")
+        check_distillation(temperature, weight)
         self._teacher, self._temperature, self._weight = teacher.eval().requires_grad_(False), temperature, weight
         self._accepted = set(inspect.signature(teacher.forward).parameters)
         self._names = list(inspect.signature(model.forward).parameters)

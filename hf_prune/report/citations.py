@@ -59,4 +59,15 @@ WEIGHT_CITATIONS = {
   year      = {2020}
 }""",
     ),
+    "static_mask": Citation(
+        text="Jiang et al., 2023, Pruning Pre-trained Language Models Without Fine-Tuning, ACL",
+        url="https://arxiv.org/abs/2210.06210",
+        bibtex="""\
+@inproceedings{jiang2023pruning,
+  title     = {Pruning Pre-trained Language Models Without Fine-Tuning},
+  author    = {Jiang, Ting and Wang, Deqing and Zhuang, Fuzhen and Xie, Ruobing and Xia, Feng},
+  booktitle = {Proceedings of the 61st Annual Meeting of the Association for Computational Linguistics},
+  year      = {2023}
+}""",
+    ),
 }

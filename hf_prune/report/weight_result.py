@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig
-from ..gates import WeightMasks
+from ..gates import MatrixMasks
 from ..surgery.mask_plan import MaskPlan
 from .build import count_parameters, name_of
 from .result import PruningResult
@@ -13,7 +13,7 @@ from .sparsity_tables import MatrixSparsity
 from .weight_report import WeightReport
 
 
-def weight_result(model: PreTrainedModel, config: PruningConfig, masks: WeightMasks) -> PruningResult:
+def weight_result(model: PreTrainedModel, config: PruningConfig, masks: MatrixMasks) -> PruningResult:
     """The result of pruning single weights; the masks are still on the model."""
     pairs = list(zip(masks.matrices, masks.masks, strict=True))
     matrices = tuple(

@@ -3,7 +3,7 @@
 from .gradient_rows import GradientRows
 from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
 from .importance import fisher_scores, gradient_scores, magnitude_scores, random_scores
-from .movement import MovementScores
+from .movement import MovementScores, ParameterScores
 from .schedule import PruningSchedule, cubic_sparsity
 from .weights import MagnitudeScores, RandomScores, WeightScores
 
@@ -11,6 +11,7 @@ __all__ = [
     "GradientRows",
     "MagnitudeScores",
     "MovementScores",
+    "ParameterScores",
     "PruningSchedule",
     "RandomScores",
     "WeightScores",

@@ -9,8 +9,8 @@ import torch
 
 from ..anatomy import WeightMatrix
 from ..errors import PruningError
-from ..gates import WeightMasks
-from ..processes import average
+from ..gates import MatrixMasks
+from ..processes import average, process_count
 from .weights import WeightScores
 
 
@@ -24,18 +24,34 @@ class MovementScores(WeightScores):
         matrices: whose weights are scored, all from 0.
         learning_rate: of the scores.
         max_norm: their gradients are clipped to this norm together; None for no clipping.
+        frozen: the weights do not learn and their own gradients are not kept.
+        scores: tensors to learn in, one per matrix in float32, instead of new ones.
     """
 
-    def __init__(self, matrices: Sequence[WeightMatrix], learning_rate: float, max_norm: float | None = 1.0) -> None:
+    def __init__(
+        self,
+        matrices: Sequence[WeightMatrix],
+        learning_rate: float,
+        max_norm: float | None = 1.0,
+        *,
+        frozen: bool = False,
+        scores: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         self._matrices = tuple(matrices)
-        self._scores = [torch.zeros_like(item.parameter, dtype=torch.float32) for item in matrices]
+        self._frozen = frozen
+        self._scales: dict[int, float] = {}
+        self._scores = (
+            [torch.zeros_like(item.parameter, dtype=torch.float32) for item in matrices]
+            if scores is None
+            else list(scores)
+        )
         self._names = [item.name for item in matrices]
         self._rate, self._max_norm = learning_rate, max_norm
         self._optimizer = torch.optim.AdamW(self._scores, lr=learning_rate, weight_decay=0.0)
-        self._masks: WeightMasks | None = None
+        self._masks: MatrixMasks | None = None
         self.scaler: Any = None
 
-    def attach(self, masks: WeightMasks) -> None:
+    def attach(self, masks: MatrixMasks) -> None:
         """Names the masks whose gradients are watched."""
         self._masks = masks
 
@@ -44,13 +60,22 @@ class MovementScores(WeightScores):
         assert self._masks is not None
         score = self._scores[index]
         product = gradient.detach().float() * self._masks.raw(index).float()
-        # No gradient yet on the weights: a new step begins, also after one that was given up for an overflow.
-        if score.grad is None or self._matrices[index].parameter.grad is None:
+        if self._begins_step(index) or score.grad is None:
             score.grad = product
         else:
             score.grad += product
 
-    def scores(self, masks: WeightMasks) -> list[torch.Tensor]:
+    def _begins_step(self, index: int) -> bool:
+        """Whether this is a step's first gradient, also where the step before was given up for an overflow."""
+        if not self._frozen:
+            return self._matrices[index].parameter.grad is None
+        if self.scaler is None:
+            return False
+        scale, before = self.scaler.get_scale(), self._scales.get(index)
+        self._scales[index] = scale
+        return scale != before  # an overflow lowers it; it grows only after a step that was made
+
+    def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
         """The learnt scores."""
         return self._scores
 
@@ -66,14 +91,9 @@ class MovementScores(WeightScores):
         average(self._scores)
 
     @torch.no_grad()
-    def learn(self, masks: WeightMasks, rate: float, penalty: float) -> None:
+    def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
         """One step of the scores' optimizer."""
-        gradients = [score.grad for score in self._scores if score.grad is not None]
-        scale = self.scaler.get_scale() if self.scaler is not None else 1.0
-        if scale != 1.0:
-            for gradient in gradients:
-                gradient.div_(scale)
-        average(gradients)
+        self._complete_gradients()
         if penalty:
             self._add_penalty(penalty)
         if self._max_norm is not None:
@@ -82,6 +102,22 @@ class MovementScores(WeightScores):
             group["lr"] = self._rate * rate
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _complete_gradients(self) -> None:
+        """Takes the gradient scaler's factor out, and the mean over all processes."""
+        gradients = self._gradients()
+        scale = self.scaler.get_scale() if self.scaler is not None else 1.0
+        if scale != 1.0:
+            for gradient in gradients:
+                gradient.div_(scale)
+        average(gradients)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Of all scores where there are several processes: what one leaves out (LayerDrop) another one may not."""
+        if process_count() > 1:
+            for score in self._scores:
+                score.grad = torch.zeros_like(score) if score.grad is None else score.grad
+        return [score.grad for score in self._scores if score.grad is not None]
 
     def _add_penalty(self, penalty: float) -> None:
         """The gradient of penalty · mean over matrices of mean σ(S), without a graph."""
@@ -94,11 +130,12 @@ class MovementScores(WeightScores):
         """Scores, moments and the number of steps they rest on."""
         tensors = {}
         for name, score in zip(self._names, self._scores, strict=True):
-            tensors[f"{name}.score"] = score.cpu()
+            tensors[f"{name}.score"] = score.detach().cpu()
             for key, value in self._optimizer.state.get(score, {}).items():
                 tensors[f"{name}.{key}"] = torch.as_tensor(value).cpu()
         return tensors
 
+    @torch.no_grad()
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state`.
 
@@ -118,3 +155,36 @@ class MovementScores(WeightScores):
                     key: value.clone() if key == "step" else value.clone().to(score.device)
                     for key, value in moments.items()
                 }
+
+
+class ParameterScores(MovementScores):
+    """Scores that are parameters of the model: autograd makes their gradients, and a training loop knows of them.
+
+    The loop's optimizer may hold them, so that gradient scalers and DDP see to their gradients; but it must neither
+    move nor decay them: `set_aside` takes the gradients away before its step, and `learn` makes the step after it.
+    """
+
+    def __init__(self, matrices: Sequence[WeightMatrix], scores: Sequence[torch.Tensor], learning_rate: float) -> None:
+        super().__init__(matrices, learning_rate, frozen=True, scores=scores)
+        self._aside: list[torch.Tensor | None] = []
+
+    @torch.no_grad()
+    def start_anew(self) -> None:
+        """All scores are zero."""
+        for score in self._scores:
+            score.zero_()
+
+    def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
+        """The learnt scores, outside of any graph."""
+        return [score.detach() for score in self._scores]
+
+    def set_aside(self) -> None:
+        """Takes the gradients off the parameters."""
+        self._aside = [score.grad for score in self._scores]
+        for score in self._scores:
+            score.grad = None
+
+    def _complete_gradients(self) -> None:
+        for score, gradient in zip(self._scores, self._aside, strict=True):
+            score.grad = gradient
+        self._aside = []

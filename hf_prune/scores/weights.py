@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..gates import WeightMasks
+from ..gates import MatrixMasks
 
 
 class WeightScores(ABC):
@@ -21,10 +21,10 @@ class WeightScores(ABC):
     watch: Callable[[int, torch.Tensor], None] | None = None
 
     @abstractmethod
-    def scores(self, masks: WeightMasks) -> list[torch.Tensor]:
+    def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
         """One tensor per masked matrix, of its shape."""
 
-    def learn(self, masks: WeightMasks, rate: float, penalty: float) -> None:
+    def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
         """Follows a step of the weights' optimizer; what is not learnt does nothing.
 
         Args:
@@ -46,7 +46,7 @@ class WeightScores(ABC):
 class MagnitudeScores(WeightScores):
     """|w|, of removed weights as they were when they were removed (Gordon et al. 2020)."""
 
-    def scores(self, masks: WeightMasks) -> list[torch.Tensor]:
+    def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
         """One tensor per masked matrix."""
         return [masks.raw(index).abs_() for index in range(len(masks.matrices))]
 
@@ -61,7 +61,7 @@ class RandomScores(WeightScores):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def scores(self, masks: WeightMasks) -> list[torch.Tensor]:
+    def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
         """One tensor per masked matrix."""
         found = []
         for index, matrix in enumerate(masks.matrices):

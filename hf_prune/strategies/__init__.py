@@ -5,6 +5,7 @@ from .hold import HoldPruningConfig
 from .magnitude import MagnitudePruningConfig
 from .movement import MovementPruningConfig
 from .random import RandomPruningConfig
+from .static_mask import StaticPruningConfig
 
 __all__ = [
     "FisherPruningConfig",
@@ -12,4 +13,5 @@ __all__ = [
     "MagnitudePruningConfig",
     "MovementPruningConfig",
     "RandomPruningConfig",
+    "StaticPruningConfig",
 ]

@@ -9,7 +9,7 @@ import torch
 
 from ..anatomy import WeightMatrix, choose_matrices
 from ..config import PruningConfig
-from ..gates import WeightMasks
+from ..gates import MatrixMasks
 from ..report.result import PruningResult
 from ..report.weight_result import weight_result
 from .training import TrainingPruner
@@ -22,7 +22,7 @@ class MaskPruner(TrainingPruner):
         masks: what is on the model.
     """
 
-    def __init__(self, model: Any, config: Any, steps: int, masks: WeightMasks) -> None:
+    def __init__(self, model: Any, config: Any, steps: int, masks: MatrixMasks) -> None:
         super().__init__(model, config, steps)
         self.masks = masks
 

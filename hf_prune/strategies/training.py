@@ -39,7 +39,8 @@ class TrainingPruner(ABC):
     def __init__(self, model: Any, config: Any, steps: int) -> None:
         self.model, self.config, self.steps = model, config, steps
         self.step = 0
-        self._handle: RemovableHandle | None = None
+        self._last_made: int | None = None
+        self._handles: list[RemovableHandle] = []
 
     @property
     def inner(self) -> PreTrainedModel:
@@ -53,6 +54,9 @@ class TrainingPruner(ABC):
     @abstractmethod
     def begin(self) -> None:
         """Prunes what is to be pruned before the first step."""
+
+    def before_step(self) -> None:  # noqa: B027
+        """Does what comes just before a step of the optimizer: it may take gradients away."""
 
     @abstractmethod
     def after_step(self) -> None:
@@ -71,24 +75,35 @@ class TrainingPruner(ABC):
                 raise PruningError(
                     f"{type(optimizer).__name__} is no torch.optim.Optimizer: its steps cannot be followed."
                 )
-        if self._handle is not None:
-            self._handle.remove()
+        self.let_go()
         self.take_scaler(getattr(optimizer, "scaler", None))
-        self._handle = inner.register_step_post_hook(self._stepped)
+        self._handles = [
+            inner.register_step_pre_hook(self._stepping),
+            inner.register_step_post_hook(self._stepped),
+        ]
 
     def take_scaler(self, scaler: Any) -> None:
         """Gets the gradient scaler of mixed precision in float16, or None; for strategies that read gradients."""
         del scaler
 
+    def _stepping(self, *unused: Any) -> None:
+        self.before_step()
+
     def _stepped(self, *unused: Any) -> None:
         self.step += 1
         self.after_step()
+        self._last_made = self.step
+
+    def _is_due(self, schedule: PruningSchedule) -> bool:
+        """Whether masks are made anew after this step, or should have been after one that mixed precision gave up."""
+        first = self.step if self._last_made is None else self._last_made + 1
+        return any(schedule.due(step) for step in range(first, self.step + 1))
 
     def let_go(self) -> None:
         """Stops following the optimizer."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @property
     @abstractmethod
@@ -136,13 +151,15 @@ class TrainingStrategy(Protocol):
         ...
 
 
-def schedule_of(config: ScheduledPruningConfig, steps: int, initial: float, final: float) -> PruningSchedule:
+def schedule_of(
+    config: ScheduledPruningConfig, steps: int, initial: float, final: float, power: int = 3
+) -> PruningSchedule:
     """The schedule of a configuration in a training of `steps` optimizer steps; with 0 everything happens at once.
 
     Warns where training ends before the schedule does.
     """
     start, end = (_step_of(value, steps) if steps else 0 for value in (config.begin, config.end))
-    schedule = PruningSchedule(start, max(start, end), config.frequency, initial, final)
+    schedule = PruningSchedule(start, max(start, end), config.frequency, initial, final, power)
     if steps and schedule.end > steps:
         logger.warning(
             "The pruning schedule of %s ends at step %d, but training does at step %d: it will get to %.4g instead of"

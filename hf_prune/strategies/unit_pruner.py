@@ -49,7 +49,11 @@ class UnitPruner(TrainingPruner):
         self._lengths = data_lengths(self.inner, self.anatomy, self._data, config.sequence_length)
         self._units = [torch.ones(block.units, dtype=torch.bool) for block in self.anatomy.blocks]
         self.masks = WeightMasks([output_matrix(self.inner, members[0]) for members in self._together()])
-        self._select(value)  # a budget out of reach shows before training begins
+        try:
+            self._select(value)  # a budget out of reach shows before training begins
+        except BaseException:
+            self.masks.remove()
+            raise
 
     def begin(self) -> None:
         """Masks before the first step what the schedule says."""
@@ -59,7 +63,7 @@ class UnitPruner(TrainingPruner):
     def after_step(self) -> None:
         """Keeps the units off that are off, and chooses anew when it is time."""
         self.masks.apply()
-        if self.schedule.due(self.step):
+        if self._is_due(self.schedule):
             self._update()
 
     def _update(self) -> None:

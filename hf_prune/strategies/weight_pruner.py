@@ -7,57 +7,37 @@ from typing import Any
 
 import torch
 
-from ..anatomy import UndoLog, WeightMatrix
+from ..anatomy import WeightMatrix
 from ..budget import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
 from ..errors import PruningError
 from ..gates import WeightMasks
 from ..report.result import PruningResult
 from ..scores import PruningSchedule, WeightScores
-from ..surgery.own_configs import give_own_configs
-from ..surgery.weight_metadata import write_weight_metadata
 from ..weight_config import WeightPruningConfig
-from .mask_pruner import MaskPruner
+from .scheduled_masks import ScheduledMaskPruner
 from .training import schedule_of
 
 
-class WeightPruner(MaskPruner):
-    """Masks on single weights that follow a schedule.
-
-    Attributes:
-        scores: where the weights' scores come from.
-        schedule: the sparsity, or of soft movement pruning the threshold, by step.
-    """
+class WeightPruner(ScheduledMaskPruner):
+    """Masks by sparsity, by a pattern or, in soft movement pruning, by a threshold that follows the schedule."""
 
     def __init__(
         self, model: Any, config: WeightPruningConfig, steps: int, matrices: list[WeightMatrix], scores: WeightScores
     ) -> None:
         _check_pattern(config, matrices)
-        super().__init__(model, config, steps, WeightMasks(matrices, scores.watch))
-        self.scores = scores
         self._threshold: float | None = getattr(config, "threshold", None)
-        self.schedule: PruningSchedule = (
+        schedule: PruningSchedule = (
             schedule_of(config, steps, config.initial_sparsity, config.sparsity or 0.0)
             if self._threshold is None
             else schedule_of(config, steps, 0.0, self._threshold)
         )
+        super().__init__(model, config, steps, WeightMasks(matrices, scores.watch), scores, schedule)
         self._deleted = False
-
-    def begin(self) -> None:
-        """Prunes before the first step what the schedule says."""
-        give_own_configs(self.inner, UndoLog())
-        if self.schedule.due(0):
-            self._update()
-        self._note()
 
     def after_step(self) -> None:
         """Keeps removed weights at zero, lets scores learn, and chooses anew when it is time."""
-        if self._deleted:
-            return
-        self.masks.apply()
-        self.scores.learn(self.masks, max(0.0, 1 - self.step / max(self.steps, 1)), self._penalty)
-        if self.schedule.due(self.step):
-            self._update()
-            self._note()
+        if not self._deleted:
+            super().after_step()
 
     @property
     def _penalty(self) -> float:
@@ -67,7 +47,7 @@ class WeightPruner(MaskPruner):
         return float(self.config.regularization) * self.schedule.value(self.step) / self._threshold
 
     def _update(self) -> None:
-        self.masks.set(self._chosen(self.scores.scores(self.masks), self.schedule.value(self.step)))
+        super()._update()
         if self.config.after == "delete" and self.reached:
             self.masks.delete()
             self._deleted = True
@@ -84,38 +64,19 @@ class WeightPruner(MaskPruner):
             return masks_over(scores, kept_count(sum(score.numel() for score in scores), value))
         return masks_by_matrix(scores, value)
 
-    def take_scaler(self, scaler: Any) -> None:
-        """For scores that learn from gradients."""
-        if hasattr(self.scores, "scaler"):
-            self.scores.scaler = scaler
-
-    @property
-    def reached(self) -> bool:
-        """Whether the schedule has come to its end."""
-        return self.schedule.reached(self.step)
-
-    def _note(self) -> None:
-        """Writes into the model's config what holds now, so that every checkpoint says what it is."""
-        write_weight_metadata(self.inner.config, self.config.to_dict(), self.masks)
-
     def state(self) -> dict[str, torch.Tensor]:
         """The removed weights, and what the scores have learnt."""
-        deleted = {"deleted": torch.tensor(True)} if self._deleted else {}
-        return super().state() | self.scores.state() | deleted
+        return super().state() | ({"deleted": torch.tensor(True)} if self._deleted else {})
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         """Goes on where `state` was taken."""
-        give_own_configs(self.inner, UndoLog())
         super().load_state(tensors, step)
-        self.scores.load_state(tensors)
         self._deleted = "deleted" in tensors
-        self._note()
 
     def finish(self) -> PruningResult:
         """A model with zeros and without masks."""
         if self._deleted:  # what has not learnt again counts as removed
             self.masks.set([matrix.parameter.detach() != 0 for matrix in self.masks.matrices])
-        self._note()
         return super().finish()
 
 

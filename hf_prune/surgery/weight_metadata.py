@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..gates import WeightMasks
+from ..gates import MatrixMasks
 from .metadata import FORMAT_VERSION, KEY, pruning_of
 
 WEIGHTS = "weights"
 
 
-def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any] | None, masks: WeightMasks) -> None:
+def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any] | None, masks: MatrixMasks) -> None:
     """Puts the number of removed weights under the config's `pruning` key, and who removed them.
 
     Args:

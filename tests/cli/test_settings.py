@@ -71,4 +71,5 @@ def test_budgets_come_first_and_sparsity_is_one() -> None:
 def test_every_setting_is_there_but_those_of_a_training() -> None:
     everything = {item.name for name in strategy_names() for item in fields(config_class_of(name))}
     in_training = {"begin", "end", "frequency", "initial_sparsity", "after", "regularization", "score_learning_rate"}
+    in_training |= {"masking", "temperature", "schedule"}
     assert set(found()) == everything - in_training

@@ -26,7 +26,7 @@ CONFIGS: dict[str, PruningConfig] = {
     "magnitude": MagnitudePruningConfig(sparsity=0.6, frequency=1),
     "movement": MovementPruningConfig(sparsity=0.6, score_learning_rate=0.05, begin=0.5, end=0.9),
     "soft_movement": MovementPruningConfig(threshold=0.4, score_learning_rate=0.5, regularization=10.0),
-    "units": MagnitudePruningConfig(flops=0.5, round_to=1, frequency=1),
+    "units": MagnitudePruningConfig(flops=0.4, round_to=1, frequency=1, end=0.9),
 }
 TOTAL_BATCH = 8
 STEPS = 6
@@ -87,9 +87,9 @@ def train(folder: Path, name: str, **settings: Any) -> tuple[PreTrainedModel, Ag
     # The same total batch, whatever the number of processes.
     arguments.per_device_train_batch_size = TOTAL_BATCH // arguments.world_size
     model, agreement = small_model(), Agreement()
-    # Called after the pruning callback, so what it sees is what the next step begins with.
     callbacks = [PruningCallback(CONFIGS[name]), agreement]
-    Trainer(model, arguments, train_dataset=rows(), callbacks=callbacks).train()
+    trainer = Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows(), callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     return model, agreement
 
 
@@ -97,9 +97,19 @@ def main(folder: Path) -> None:
     """Writes every process's pruned weights, and how often the masks have changed."""
     for name in CONFIGS:
         model, agreement = train(folder, name)
-        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
-        tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-        save_file(tensors, folder / f"{name}-{count}-{rank}.safetensors", {"masks": str(len(set(agreement.seen)))})
+        write(model, folder, name, {"masks": str(len(set(agreement.seen)))})
+    train(folder, "movement", save_strategy="steps", save_steps=3)
+    checkpoint = {"resume_from_checkpoint": str(folder / "movement" / "checkpoint-3")}
+    write(train(folder, "movement", **checkpoint)[0], folder, "resumed")
+    every_step = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best, _ = train(folder, "magnitude", load_best_model_at_end=True, save_only_model=True, **every_step)
+    write(best, folder, "best")
+
+
+def write(model: PreTrainedModel, folder: Path, name: str, about: dict[str, str] | None = None) -> None:
+    rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / f"{name}-{count}-{rank}.safetensors", about)
 
 
 def distributed() -> bool:

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from hf_prune import PruningCallback, PruningConfig
+from hf_prune import MagnitudePruningConfig, PruningCallback, PruningConfig
 from hf_prune.anatomy.matrices import choose_matrices
 from tests.small_models import case
 
 BERT = case("bert", "classification")
 STEPS = 6
+MAGNITUDE = MagnitudePruningConfig(sparsity=0.6, frequency=1)
 
 
 def bert(dropout: float = 0.0, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -109,3 +110,10 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
         for row in trainer.state.log_history
         if "loss" in row
     ]
+
+
+def assert_exactly_pruned(model: PreTrainedModel, sparsity: float = 0.6) -> None:
+    """Every matrix has lost the fraction asked for, to the weight, and nothing else is left of pruning."""
+    for name, mask in kept(model).items():
+        assert mask.numel() - int(mask.count_nonzero()) == round(sparsity * mask.numel()), name
+    assert is_clean(model)

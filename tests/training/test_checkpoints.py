@@ -26,13 +26,13 @@ from hf_prune import (
 )
 from hf_prune.training import side_file
 from tests.training.runs import (
+    BERT,
     STEPS,
     assert_same,
     bert,
     history,
     is_clean,
     kept,
-    stored,
     train,
     trainer_of,
     weights,
@@ -140,6 +140,32 @@ print("sparsity", float((model.bert.encoder.layer[0].output.dense.weight == 0).f
     # Of six steps two have been made; the schedule ends at the third.
     expected = round(0.6 * (1 - (1 / 3) ** 3) * 1280) / 1280
     assert run_python(code, tmp_path / "checkpoint-2").split()[1] == str(expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MagnitudePruningConfig(flops=0.4, round_to=1, frequency=2),
+        MagnitudePruningConfig(params=0.4, round_to=1, frequency=2, target_modules=["attention"]),
+        RandomPruningConfig(flops=0.5, round_to=1, frequency=2),
+    ],
+    ids=["flops", "attention", "random"],
+)
+def test_what_is_cut_at_the_end_is_what_was_masked(config: PruningConfig, tmp_path: Path) -> None:
+    model = bert()
+    callback = train(model, tmp_path, config, **SAVING)
+    callback.result.save_pretrained(tmp_path / "small")
+    masked, cut = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name).eval()
+        for name in (f"checkpoint-{STEPS}", "small")
+    )
+    assert cut.num_parameters() < masked.num_parameters()
+    assert_same(weights(cut), weights(model))
+    with torch.no_grad():
+        expected, logits = masked(**BERT.batch()).logits, cut(**BERT.batch()).logits
+    assert torch.allclose(logits, expected, atol=1e-4)
+    dense = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-1").eval()
+    assert not torch.allclose(dense(**BERT.batch()).logits, expected, atol=1e-1)
 
 
 def test_a_checkpoint_says_how_sparse_it_is(tmp_path: Path) -> None:
@@ -253,7 +279,9 @@ class TestRefusals:
         assert is_clean(model)
 
     def test_another_strategy(self, checkpoint: Path) -> None:
-        self.resume(checkpoint, MovementPruningConfig(sparsity=0.6), "this MovementPruningConfig.*not pruning_state.magnitude")
+        self.resume(
+            checkpoint, MovementPruningConfig(sparsity=0.6), "this MovementPruning.*not pruning_state.magnitude"
+        )
 
     def test_other_settings(self, checkpoint: Path) -> None:
         other = MagnitudePruningConfig(sparsity=0.7, frequency=2)
@@ -279,7 +307,7 @@ class TestRefusals:
 
     def test_a_run_without_pruning(self, tmp_path: Path) -> None:
         trainer_of(bert(), tmp_path, **SAVING).train()
-        self.resume(tmp_path / "checkpoint-3", self.CONFIG, "not of a run with this MagnitudePruningConfig.*from_pretrained")
+        self.resume(tmp_path / "checkpoint-3", self.CONFIG, "not of a run with this Magn.*from_pretrained")
 
     def test_side_files_whose_tensors_do_not_fit(self, checkpoint: Path) -> None:
         path = checkpoint / side_file(self.CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import (
-    PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -20,43 +20,22 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningError
+from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningError, start_pruning
 from hf_prune.anatomy.matrices import choose_matrices
 from tests.small_models import scale_weights
 from tests.training.runs import (
-    STEPS,
+    MAGNITUDE,
+    assert_exactly_pruned,
     assert_same,
     bert,
     history,
     is_clean,
     kept,
     rows,
-    stored,
     train,
     trainer_of,
     weights,
 )
-
-MAGNITUDE = MagnitudePruningConfig(sparsity=0.6, frequency=1)
-
-
-def assert_exactly_pruned(model: PreTrainedModel, sparsity: float = 0.6) -> None:
-    """Every matrix has lost the fraction asked for, to the weight, and nothing else is left of pruning."""
-    for name, mask in kept(model).items():
-        assert mask.numel() - int(mask.count_nonzero()) == round(sparsity * mask.numel()), name
-    assert is_clean(model)
-
-
-class Raises(TrainerCallback):
-    """Ends a training as a lost machine would, as far as one process can tell."""
-
-    def __init__(self, step: int, error: type[Exception] = KeyError) -> None:
-        self.step, self.error = step, error
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.step = -1
-            raise self.error("CUDA out of memory.")
 
 
 class Records(TrainerCallback):
@@ -198,135 +177,6 @@ class TestLogs:
         assert (last["sparsity"], last["sparsity_2"]) == (0.5, 0.75)
 
 
-class TestTheBestModel:
-    def test_is_one_that_is_as_sparse_as_was_asked_for(self, tmp_path: Path) -> None:
-        """Denser checkpoints evaluate better here, by construction, and are not chosen."""
-        model = bert()
-        trainer = trainer_of(
-            model,
-            tmp_path,
-            callback := PruningCallback(MAGNITUDE),
-            trainer_settings={"eval_dataset": rows(4), "compute_metrics": falling_metric()},
-            eval_strategy="steps",
-            eval_steps=1,
-            save_strategy="steps",
-            save_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="score",
-            greater_is_better=True,
-        )
-        trainer.train()
-        assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-3"
-        assert_exactly_pruned(model)
-        assert_same(weights(model), stored(tmp_path / "checkpoint-3"))
-        assert_same(dict(callback.result.plan.masks), kept(model))
-
-    def test_of_heads_and_filters_is_cut(self, tmp_path: Path) -> None:
-        model = bert()
-        callback = PruningCallback(MagnitudePruningConfig(flops=0.5, round_to=1, frequency=1))
-        trainer_of(
-            model,
-            tmp_path,
-            callback,
-            trainer_settings={"eval_dataset": rows(4), "compute_metrics": falling_metric()},
-            eval_strategy="steps",
-            eval_steps=1,
-            save_strategy="steps",
-            save_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="score",
-            save_only_model=True,
-            save_total_limit=1,
-        ).train()
-        assert callback.result.report.pruned.flops <= 0.5 * callback.result.report.dense.flops
-        best = stored(next(tmp_path.glob("checkpoint-3")))
-        bias = "bert.encoder.layer.0.output.dense.bias"
-        assert torch.equal(model.get_parameter(bias), best[bias])
-
-
-def falling_metric() -> Any:
-    values = iter(range(100, 0, -1))
-    return lambda prediction: {"score": float(next(values))}
-
-
-class TestSeveralTrainings:
-    def test_a_second_training_of_the_same_trainer_holds_and_goes_on(self, tmp_path: Path) -> None:
-        model = bert()
-        trainer = trainer_of(model, tmp_path, callback := PruningCallback(MAGNITUDE))
-        trainer.train()
-        first, before = callback.result, weights(model)
-        trainer.train()
-        assert callback.result is not first
-        assert_exactly_pruned(model)
-        assert not torch.equal(model.classifier.weight, before["classifier.weight"])
-
-    def test_a_second_training_of_a_cut_model_wants_a_new_optimizer(self, tmp_path: Path) -> None:
-        model = bert()
-        config = MagnitudePruningConfig(flops=0.5, round_to=1, frequency=1)
-        trainer = trainer_of(model, tmp_path, PruningCallback(config))
-        trainer.train()
-        with pytest.raises(PruningError, match=r"trainer\.optimizer = None"):
-            trainer.train()
-        assert is_clean(model)
-        trainer.optimizer = None
-        trainer.train()
-        assert is_clean(model)
-
-    @pytest.mark.parametrize("config", [MAGNITUDE, MovementPruningConfig(sparsity=0.6)], ids=["magnitude", "movement"])
-    def test_after_a_failure_it_is_started_again(self, tmp_path: Path, config: Any) -> None:
-        model = bert()
-        trainer = trainer_of(model, tmp_path, callback := PruningCallback(config), Raises(4))
-        with pytest.raises(KeyError):
-            trainer.train()
-        assert callback.result is None
-        trainer.train()
-        for name, mask in callback.result.plan.masks.items():
-            assert mask.numel() - int(mask.count_nonzero()) == round(0.6 * mask.numel()), name
-        assert is_clean(model)
-
-    @pytest.mark.parametrize("config", [MAGNITUDE, MovementPruningConfig(sparsity=0.6)], ids=["magnitude", "movement"])
-    def test_after_a_failure_it_is_resumed_by_the_same_trainer(self, tmp_path: Path, config: Any) -> None:
-        """What the failed run has pruned since must not get into the checkpoint's weights."""
-        whole, resumed = bert(0.1), bert(0.1)
-        train(whole, tmp_path / "whole", config)
-        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
-        trainer = trainer_of(resumed, tmp_path / "resumed", PruningCallback(config), Raises(3), **saving)
-        with pytest.raises(KeyError):
-            trainer.train()
-        trainer.train(resume_from_checkpoint=True)
-        assert_same(weights(whole), weights(resumed))
-
-    def test_smaller_batches_are_tried(self, tmp_path: Path) -> None:
-        model = bert()
-        trainer = trainer_of(
-            model, tmp_path, PruningCallback(MAGNITUDE), Raises(2, RuntimeError), auto_find_batch_size=True
-        )
-        trainer.train()
-        assert trainer._train_batch_size < 4
-        assert_exactly_pruned(model)
-
-
-class TestSeveralCallbacks:
-    def test_prune_different_modules(self, tmp_path: Path) -> None:
-        model = bert()
-        first = PruningCallback(MagnitudePruningConfig(sparsity=0.5, target_modules=["query", "key"], frequency=1))
-        second = PruningCallback(MovementPruningConfig(sparsity=0.75, target_modules=["intermediate.dense"]))
-        trainer_of(model, tmp_path, first, second).train()
-        assert len(first.result.plan.masks) == 6
-        assert len(second.result.plan.masks) == 3
-        for callback, sparsity in ((first, 0.5), (second, 0.75)):
-            for name, mask in callback.result.plan.masks.items():
-                assert torch.equal(model.get_parameter(name) != 0, mask)
-                assert int(mask.count_nonzero()) == mask.numel() - round(sparsity * mask.numel())
-        assert is_clean(model)
-
-    def test_do_not_share_a_matrix(self, tmp_path: Path) -> None:
-        second = MovementPruningConfig(sparsity=0.5, target_modules=["query"])
-        trainer = trainer_of(bert(), tmp_path, PruningCallback(MAGNITUDE), PruningCallback(second))
-        with pytest.raises(PruningError, match=r"query\.weight is masked already: two strategies"):
-            trainer.train()
-
-
 class TestAdapters:
     @pytest.fixture
     def adapted(self) -> Any:
@@ -382,3 +232,16 @@ class TestParts:
         assert set(callback.result.plan.masks) == {name for name in names if name.endswith("query.weight")}
         others = [name for name in names if name not in callback.result.plan.masks and "embeddings" not in name]
         assert all(bool((model.get_parameter(name) != 0).all()) for name in others)
+
+
+def test_hyperparameter_search_writes_side_files_into_the_folder_of_each_run(tmp_path: Path) -> None:
+    callback = PruningCallback(MAGNITUDE)
+    run = tmp_path / "run-0" / "checkpoint-2"
+    run.mkdir(parents=True)
+    (tmp_path / "old" / "checkpoint-2").mkdir(parents=True)
+    os.utime(tmp_path / "old" / "checkpoint-2", (0, 0))
+    callback._output = tmp_path
+    callback._pruner = start_pruning(bert(), MAGNITUDE, 8)
+    callback._pruner.step = 2
+    assert callback.state()["attributes"]["saved"]
+    assert [path.parent for path in tmp_path.glob("**/pruning_state.*")] == [run]

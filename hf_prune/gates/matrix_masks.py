@@ -1,0 +1,91 @@
+"""What masks on weight matrices have in common, wherever they are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..anatomy import WeightMatrix
+from ..errors import PruningError
+
+
+class MatrixMasks(ABC):
+    """One mask per weight matrix.
+
+    Attributes:
+        matrices: the masked matrices.
+    """
+
+    matrices: tuple[WeightMatrix, ...]
+
+    @property
+    @abstractmethod
+    def masks(self) -> list[torch.Tensor]:
+        """One bool tensor per matrix, of its shape, True where a weight stays; change them with `set`."""
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all weights in the matrices that is removed."""
+        return self.removed_count / sum(mask.numel() for mask in self.masks)
+
+    @property
+    def removed_count(self) -> int:
+        """How many weights are removed."""
+        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self.masks)
+
+    @abstractmethod
+    def set(self, masks: Sequence[torch.Tensor]) -> None:
+        """Removes and brings back weights, so that these masks hold.
+
+        Args:
+            masks: one bool tensor per matrix, of its shape.
+
+        Raises:
+            PruningError: their number, a shape or a type does not fit.
+        """
+
+    @abstractmethod
+    def raw(self, index: int) -> torch.Tensor:
+        """A matrix's weights with the removed ones in their places, as a tensor of its own."""
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Sets removed weights to zero again; after an optimizer's step, whose momentum and decay move them, too."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Forgets what was removed and frees all weights: those that are zero are zero, and learn again."""
+
+    @abstractmethod
+    def remove(self, *, restore: bool = True) -> None:
+        """Takes the masks off.
+
+        Args:
+            restore: bring removed weights back; otherwise they stay zero.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """What continuing takes, beside the weights, as tensors on the CPU whose names begin with the matrices'."""
+
+    @abstractmethod
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            PruningError: tensors do not fit the matrices.
+        """
+
+
+def check_masks(matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> None:
+    """Raises a PruningError where masks do not fit the matrices in number, shape or type."""
+    if len(masks) != len(matrices):
+        raise PruningError(f"Got {len(masks)} masks for {len(matrices)} matrices.")
+    for matrix, mask in zip(matrices, masks, strict=True):
+        if mask.dtype != torch.bool or mask.shape != matrix.parameter.shape:
+            raise PruningError(
+                f"{matrix.name}: the mask must be a bool tensor of shape {tuple(matrix.parameter.shape)}, got"
+                f" {str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}."
+            )

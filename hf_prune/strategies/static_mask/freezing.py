@@ -1,0 +1,73 @@
+"""Holding a base model still while a mask on it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from ...anatomy import inner_model
+
+
+class Stillness:
+    """Parameters that do not learn, until `end`.
+
+    Args:
+        model: its base model is frozen, the task head is as it was; below PEFT's adapters it is frozen already.
+        masked: parameters whose gradients are computed, for the scores, but never kept: so no optimizer moves them,
+            not even one that holds them.
+    """
+
+    def __init__(self, model: Any, masked: Iterable[nn.Parameter] = ()) -> None:
+        self._masked = list(masked)
+        self._before = [(parameter, parameter.requires_grad) for parameter in (*_base(model), *self._masked)]
+        for parameter, _ in self._before:
+            parameter.requires_grad_(False)
+        self._handles = []
+        for parameter in self._masked:
+            parameter.requires_grad_(True)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(_drop))
+
+    def drop_gradients(self) -> None:
+        """For gradients that DDP has put back."""
+        for parameter in self._masked:
+            _drop(parameter)
+
+    def end(self) -> None:
+        """Every parameter learns or not as it did before."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter, learns in reversed(self._before):
+            parameter.requires_grad_(learns)
+            if not learns:
+                parameter.grad = None
+        self._handles, self._before = [], []
+
+
+def freeze_before_optimizer(model: Any, matrices: Iterable[nn.Parameter]) -> Callable[[], None]:
+    """Freezes the base model and all masked matrices, so that neither an optimizer nor DDP gets to know of them.
+
+    Returns:
+        What undoes it.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in (*_base(model), *matrices)]
+    for parameter, _ in before:
+        parameter.requires_grad_(False)
+
+    def undo() -> None:
+        for parameter, learns in reversed(before):
+            parameter.requires_grad_(learns)
+
+    return undo
+
+
+def _base(model: Any) -> list[nn.Parameter]:
+    """What must not learn: the model below the task head."""
+    if hasattr(model, "get_base_model"):
+        return []
+    return list(inner_model(model).base_model.parameters())
+
+
+def _drop(parameter: nn.Parameter) -> None:
+    parameter.grad = None
