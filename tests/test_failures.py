@@ -82,7 +82,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
         lambda: config(target_modules="layer.9.attention"),
         None,
         PruningError,
-        "'layer.9.attention' matches no block",
+        "'layer.9.attention' matches nothing",
     ),
     "longer than the model's positions": (
         lambda: config(sequence_length=500),

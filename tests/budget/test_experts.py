@@ -104,7 +104,7 @@ def test_latency_is_measured_for_all_experts_together(monkeypatch: pytest.Monkey
     [
         ({"flops": 0.8, "target_modules": ["experts"]}, "whole experts cannot be chosen by flops"),
         ({"params": 0.8, "target_modules": ["experts.1"]}, "only 1 of 6 experts may be pruned"),
-        ({"params": 0.8, "target_modules": ["moe"]}, "matches no block"),
+        ({"params": 0.8, "target_modules": ["moe"]}, "matches nothing"),
     ],
 )
 def test_what_cannot_be_asked_for(settings: dict, message: str) -> None:
