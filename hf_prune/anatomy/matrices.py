@@ -151,6 +151,11 @@ def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 
 def _check(matrix: WeightMatrix) -> None:
     parameter = matrix.parameter
+    if hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id"):
+        raise PruningError(
+            f"{matrix.name} is spread over several devices (FSDP, tensor parallelism or DeepSpeed ZeRO-3), which is not"
+            " supported where single weights are pruned. Prune on one device, or train with DDP."
+        )
     if not parameter.is_floating_point():
         raise PruningError(
             f"{matrix.name} holds {str(parameter.dtype).removeprefix('torch.')} numbers; only floating-point weights"

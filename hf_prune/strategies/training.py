@@ -66,8 +66,10 @@ class TrainingPruner(ABC):
         """Works after every step of an optimizer: one of torch's, or Accelerate's wrapper around it.
 
         Raises:
-            PruningError: it has no hooks for its steps.
+            PruningError: it has no hooks for its steps, or is DeepSpeed's, which writes the weights after them.
         """
+        if type(optimizer).__name__.startswith("DeepSpeed"):
+            raise PruningError("Pruning while training under DeepSpeed is not supported. Train with DDP instead.")
         inner = optimizer
         while not hasattr(inner, "register_step_post_hook") or _is_wrapper(inner):
             inner = getattr(inner, "optimizer", None)

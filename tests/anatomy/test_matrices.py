@@ -117,6 +117,13 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         default(empty)
 
 
+def test_weights_that_are_spread_over_devices_are_refused() -> None:
+    model = case("bert", "classification").model()
+    model.bert.pooler.dense.weight.ds_id = 3  # what ZeRO-3 leaves on a parameter
+    with pytest.raises(PruningError, match=r"bert\.pooler\.dense\.weight is spread over several devices"):
+        default(model)
+
+
 def test_what_a_cut_left_empty_is_no_matrix() -> None:
     model = case("bert", "classification").model()
     query = model.bert.encoder.layer[0].attention.self.query

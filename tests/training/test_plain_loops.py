@@ -175,4 +175,7 @@ def test_what_has_no_steps_cannot_be_followed() -> None:
     pruner = start_pruning(bert(), CONFIGS["magnitude"], STEPS)
     with pytest.raises(PruningError, match=r"object is no torch\.optim\.Optimizer"):
         pruner.follow(object())
+    wrapped = type("DeepSpeedOptimizerWrapper", (torch.optim.SGD,), {})(bert().parameters(), lr=0.1)
+    with pytest.raises(PruningError, match="under DeepSpeed is not supported"):
+        pruner.follow(wrapped)
     pruner.abandon()
