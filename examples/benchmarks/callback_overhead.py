@@ -26,7 +26,13 @@ from arguments import benchmark_parser, prepare_run, write_results
 from datasets import Dataset
 from markdown_tables import markdown_table, verdict
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
 
@@ -111,7 +117,9 @@ def timed_steps(variant: Variant, arguments: argparse.Namespace) -> list[float]:
             report_to="none",
             disable_tqdm=True,
         )
-        Trainer(model, settings, train_dataset=rows, callbacks=callbacks).train()
+        trainer = Trainer(model, settings, train_dataset=rows, callbacks=callbacks)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return clock.seconds
 
 
