@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -84,7 +84,8 @@ def prune_model(
             batch_size=getattr(config, "batch_size", 32),
             accelerator=accelerator,
         )
-    clock, metrics = StageClock(), {}
+    clock = StageClock()
+    metrics: dict[str, dict[str, float]] = {}
 
     def measure(side: str) -> None:
         if eval_dataset is not None:
@@ -94,9 +95,24 @@ def prune_model(
     measure("dense")
     if anatomy is None or data is None:
         result = _prune_weights(model, config, data, clock, measure, retrain)
-        report = replace(result.report, stages=clock.seconds, metrics=metrics)
         write_metrics([model.config], metrics)
-        return replace(result, report=report, tokenizer=getattr(data_collator, "tokenizer", None))
+    else:
+        result = _prune_units(model, anatomy, config, data, clock, measure, metrics, retrain)
+    report = replace(result.report, stages=clock.seconds, metrics=metrics)
+    return replace(result, report=report, tokenizer=getattr(data_collator, "tokenizer", None))
+
+
+def _prune_units(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: PruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    measure: Callable[[str], None],
+    metrics: Mapping[str, Mapping[str, float]],
+    retrain: Callable[[PreTrainedModel], Trainer] | None,
+) -> PruningResult:
+    """Cuts heads and filters; `metrics` is what `measure` fills."""
     dense_parameters = count_parameters(model)
     cut: Cut = strategy_for(config)(model, anatomy, config, data, clock)
     with clock("surgery"):
@@ -120,8 +136,7 @@ def prune_model(
                 retrain(model).train()
         measure("pruned")
         write_metrics(configs_of(model, anatomy), metrics)
-    finished = replace(report, stages=clock.seconds, metrics=metrics)
-    return PruningResult(model, cut.plan, finished, config, getattr(data_collator, "tokenizer", None))
+    return PruningResult(model, cut.plan, report, config)
 
 
 def _prune_weights(
