@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,8 @@ from huggingface_hub import hf_hub_download
 from transformers.utils import PushToHubMixin
 
 from .errors import PruningError
+from .module_patterns import matching_names
+from .setting_checks import check_counts
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -41,12 +42,14 @@ class PruningConfig(PushToHubMixin):
         strategy: the strategy's registered name.
         needs_data: whether it cannot do without calibration data.
         at_once: whether it can prune at one go, as `prune_model` does; otherwise only while a model is trained.
+        before_training: whether it is for models whose task head has not been trained yet.
         IN_TRAINING: settings that say something only where a model is trained.
     """
 
     strategy: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
+    before_training: ClassVar[bool] = False
     IN_TRAINING: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -113,11 +116,11 @@ class PruningConfig(PushToHubMixin):
             PruningError: a pattern that matches nothing, with near names.
         """
         if self.target_modules is not None:
-            wanted = _matching("target_modules", self.target_modules, keys)
+            wanted = matching_names("target_modules", self.target_modules, keys)
         else:
             wanted = set(keys if default is None else default)
         if self.exclude_modules is not None:
-            wanted -= _matching("exclude_modules", self.exclude_modules, keys)
+            wanted -= matching_names("exclude_modules", self.exclude_modules, keys)
         return wanted
 
 
@@ -171,20 +174,12 @@ class StructuredPruningConfig(PruningConfig):
 
 
 def _check_budget(name: str, value: Any) -> None:
-    if name == "sparsity":  # its range is checked with the other settings of single weights
+    if name in ("sparsity", "heads", "layers"):  # checked where these settings are
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise PruningError(f"{name}={value!r} must be a number above 0.")
     if name != "latency_ms" and value > 1:
         raise PruningError(f"{name}={value} must lie in (0, 1]: it is the fraction of the dense model to keep.")
-
-
-def check_counts(config: PruningConfig, *names: str) -> None:
-    """Raises a PruningError where one of the named settings is not a whole number of at least 1 (or None)."""
-    for name in names:
-        number = getattr(config, name)
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise PruningError(f"{name}={number!r} must be a whole number of at least 1.")
 
 
 class AutoPruningConfig:
@@ -314,32 +309,3 @@ def _read(name_or_path: str | os.PathLike[str], hub_kwargs: dict[str, Any]) -> d
     if not isinstance(data, dict):
         raise PruningError(f"{path} must hold a JSON object, got {type(data).__name__}.")
     return data
-
-
-def _matching(field_name: str, patterns: Sequence[str], keys: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = {key for key in keys if key == pattern or key.endswith(f".{pattern}") or _full_match(pattern, key)}
-        if not hits:
-            raise PruningError(f"{field_name}: {pattern!r} matches nothing. {_near_names(pattern, keys)}")
-        found |= hits
-    return found
-
-
-def _near_names(pattern: str, keys: Sequence[str], most: int = 12) -> str:
-    """Names like a pattern, or else the first ones there are."""
-    ends = {".".join(key.split(".")[start:]) for key in keys for start in range(key.count(".") + 1)}
-    near = difflib.get_close_matches(pattern, sorted(ends), n=3)
-    if near:
-        return f"Did you mean {' or '.join(map(repr, near))}?"
-    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"There are {', '.join(keys[:most])}{rest}."
-
-
-def _full_match(pattern: str, key: str) -> bool:
-    try:
-        return re.fullmatch(pattern, key) is not None
-    except re.error as error:
-        raise PruningError(
-            f"{pattern!r} is neither the end of a block's name nor a regular expression: {error}."
-        ) from error

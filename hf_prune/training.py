@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,7 @@ def start_pruning(model: Any, config: PruningConfig, steps: int, optimizer: Any 
     Raises:
         PruningError: the configuration does not fit the model, or the strategy does not work in training.
     """
-    check_trains(config, steps)
-    pruner: TrainingPruner = training_for(config)(model, config, steps)
-    try:
-        pruner.begin()
-        if optimizer is not None:
-            pruner.follow(optimizer)
-    except BaseException:
-        pruner.abandon()
-        raise
-    return pruner
+    return _started(model, config, steps, optimizer, lambda pruner: pruner.begin())
 
 
 def resume_pruning(
@@ -56,10 +48,17 @@ def resume_pruning(
     Raises:
         PruningError: the folder holds no such file of this strategy, or one with other settings.
     """
+    return _started(model, config, steps, optimizer, lambda pruner: _load(pruner, Path(folder)))
+
+
+def _started(
+    model: Any, config: PruningConfig, steps: int, optimizer: Any, start: Callable[[TrainingPruner], None]
+) -> TrainingPruner:
+    """A pruner after `start`; where that fails, nothing of it stays on the model."""
     check_trains(config, steps)
     pruner: TrainingPruner = training_for(config)(model, config, steps)
     try:
-        _load(pruner, Path(folder))
+        start(pruner)
         if optimizer is not None:
             pruner.follow(optimizer)
     except BaseException:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .config import PruningConfig, check_counts
+from .config import PruningConfig
 from .errors import PruningError
+from .setting_checks import check_choices, check_counts, check_not_negative, check_sparsity
 
 SCOPES = ("matrix", "global")
 AFTERWARDS = ("keep_masked", "delete")
 
 
 @dataclass
-class ScheduledPruningConfig(PruningConfig):
+class TimedPruningConfig(PruningConfig):
     """When a strategy prunes that works while a model is trained; `prune_model` does it all at once."""
 
-    IN_TRAINING: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
+    IN_TRAINING: ClassVar[tuple[str, ...]] = ("begin", "end")
 
     begin: float = field(
         default=0.0,
@@ -31,16 +32,24 @@ class ScheduledPruningConfig(PruningConfig):
             "help": "When what was asked for is reached, written like begin; if equal, at one go.",
         },
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "begin", "end")
+        if (self.begin <= 1) == (self.end <= 1) and self.begin > self.end:
+            raise PruningError(f"begin={self.begin} must not be above end={self.end}.")
+
+
+@dataclass
+class ScheduledPruningConfig(TimedPruningConfig):
+    """What a strategy shares with others that chooses anew, step by step, what is removed."""
+
+    IN_TRAINING: ClassVar[tuple[str, ...]] = (*TimedPruningConfig.IN_TRAINING, "frequency")
+
     frequency: int = field(default=10, metadata={"help": "Optimizer steps between two choices of what is removed."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("begin", "end"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                raise PruningError(f"{name}={value!r} must be a number of at least 0.")
-        if (self.begin <= 1) == (self.end <= 1) and self.begin > self.end:
-            raise PruningError(f"begin={self.begin} must not be above end={self.end}.")
         check_counts(self, "frequency")
 
 
@@ -74,13 +83,10 @@ class WeightPruningConfig(ScheduledPruningConfig):
         if self.pattern is not None:
             self._take_pattern()
         super().__post_init__()
-        for name in ("sparsity", "initial_sparsity"):
-            value = getattr(self, name)
-            if value is not None and (not is_number(value) or not 0 <= value < 1):
-                raise PruningError(f"{name}={value!r} must lie in [0, 1): it is the fraction of the weights to remove.")
-        for name, allowed in (("scope", SCOPES), ("after", AFTERWARDS)):
-            if getattr(self, name) not in allowed:
-                raise PruningError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
+        if self.sparsity is not None:
+            check_sparsity(self, "sparsity")
+        check_sparsity(self, "initial_sparsity")
+        check_choices(self, scope=SCOPES, after=AFTERWARDS)
         if self.pattern is not None and self.scope != "matrix":
             raise PruningError(f"pattern={self.pattern!r} fixes what every row keeps; scope must be 'matrix'.")
         if not self.prunes_weights and self.after == "delete":
@@ -107,8 +113,3 @@ class WeightPruningConfig(ScheduledPruningConfig):
     def prunes_weights(self) -> bool:
         """Whether single weights are removed; otherwise heads and filters are."""
         return self.sparsity is not None
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

@@ -158,6 +158,7 @@ def test_pruned_twice_with_units_first() -> None:
         ({"sparsity": float("nan")}, "sparsity=nan must lie in"),
         ({"sparsity": True}, "sparsity=True must lie in"),
         ({"initial_sparsity": 1.5, "sparsity": 0.5}, "initial_sparsity=1.5"),
+        ({"initial_sparsity": None, "sparsity": 0.5}, "initial_sparsity=None"),
         ({"sparsity": 0.5, "flops": 0.5}, "exactly one budget"),
         ({}, "exactly one budget"),
         ({"pattern": "4:2"}, "'N:M' with"),

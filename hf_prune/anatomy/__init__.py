@@ -1,6 +1,6 @@
 """Where a model keeps its heads, filters and sublayers."""
 
-from .blocks import Block, ModelAnatomy, Part, Projection, linear_at, stored, weight_of
+from .blocks import Block, ModelAnatomy
 from .cut import cut_block
 from .cut_together import cut_layer, cut_model, groups_of
 from .describe import describe_model, read_blocks
@@ -9,6 +9,7 @@ from .layouts import AttentionLayout, ExpertsLayout, Family, FeedForwardLayout, 
 from .matrices import WeightMatrix, all_matrices, choose_matrices, inner_model
 from .matrix_names import MatrixName, matrix_name
 from .position_tables import give_own_tables
+from .projections import Part, Projection, linear_at, oriented, parameter_of, stored, weight_of
 from .undo import UndoLog
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "inner_model",
     "linear_at",
     "matrix_name",
+    "oriented",
+    "parameter_of",
     "read_blocks",
     "stored",
     "supported_model_types",

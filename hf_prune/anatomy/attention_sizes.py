@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from .blocks import Part
 from .layouts import AttentionLayout, Makes
+from .projections import Part
 
 # CodeGen cuts its fused projection into so many slices (it was trained on as many accelerators).
 SLICES = 4

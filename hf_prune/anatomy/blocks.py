@@ -1,88 +1,18 @@
-"""What a model is made of, as plain data: blocks of prunable units, their projections and what a unit costs."""
+"""What a model is made of, as plain data: blocks of prunable units and what a unit costs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .layouts import Layout, Tap
+from .projections import Indices, Projection, kept_indices
 
 Kind = Literal["attention", "feed_forward"]
-# NumPy rather than PyTorch: models are often built in a context that would put tensors on the meta device.
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stretch of rows (or columns) in which units follow each other.
-
-    Attributes:
-        start: first row.
-        width: consecutive rows per unit: unit u has `start + u × width` and the following.
-    """
-
-    start: int
-    width: int
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One linear map that belongs to a block.
-
-    Attributes:
-        path: path inside the layer: of a module, or of a parameter where `expert` is given.
-        axis: 0 where units are rows of the weight (they are produced here), 1 where they are columns (read here).
-        parts: where the units' rows or columns are; a fused projection has several parts. What lies outside of all
-            parts belongs to no unit (the shared key and value of multi-query attention) and is never cut.
-        other: size of the axis that is not cut.
-        bias: whether there is a bias.
-        transposed: whether the weight is stored with columns first (transformers' `Conv1D`).
-        expert: which expert's slice of a parameter with an axis of experts this is; "all" for the rows of all of them,
-            one expert after the other.
-    """
-
-    path: str
-    axis: Literal[0, 1]
-    parts: tuple[Part, ...]
-    other: int
-    bias: bool
-    transposed: bool = False
-    expert: int | Literal["all"] | None = None
-
-    @property
-    def width(self) -> int:
-        """Rows or columns per unit."""
-        return sum(part.width for part in self.parts)
-
-    @property
-    def weights_per_unit(self) -> int:
-        """Weight entries that belong to one unit, the bias not counted."""
-        return self.width * self.other
-
-    @property
-    def parameters_per_unit(self) -> int:
-        """Parameters that disappear with one unit (an output projection keeps its bias)."""
-        return self.weights_per_unit + (self.width if self.bias and self.axis == 0 else 0)
-
-    def owners(self, units: int, size: int) -> Indices:
-        """The unit that each of `size` rows or columns belongs to, −1 for none."""
-        return owners(self.parts, units, size)
-
-
-def owners(parts: Sequence[Part], units: int, size: int) -> Indices:
-    """The unit that each of `size` rows belongs to, −1 for none."""
-    owner = np.full(size, -1, dtype=np.int64)
-    for part in parts:
-        owner[part.start : part.start + units * part.width] = np.repeat(np.arange(units), part.width)
-    return owner
 
 
 @dataclass(frozen=True)
@@ -190,11 +120,6 @@ class Block:
         return self.runs * (operations if self.share == 1 else round(operations * self.share))
 
 
-def kept_indices(owner: Indices, units: Sequence[int]) -> Indices:
-    """The rows of `units` and those that belong to no unit, in ascending order."""
-    return np.flatnonzero(np.isin(owner, [-1, *units]))
-
-
 @dataclass(frozen=True)
 class ModelAnatomy:
     """Where a model keeps its heads and filters.
@@ -261,30 +186,3 @@ class ModelAnatomy:
     def _title(self, block: Block) -> str:
         members = sum(other.group == block.group for other in self.blocks) if block.group is not None else 1
         return block.key if members == 1 else f"{block.key} … {members - 1}"
-
-
-def linear_at(layer: nn.Module, projection: Projection) -> Any:
-    """The projection's module inside `layer` (the layer itself or a copy of it): a `Linear` or a `Conv1D`.
-
-    Experts have none; their weights are parts of larger parameters, see `weight_of`.
-    """
-    module = layer.get_submodule(projection.path)
-    assert isinstance(module, (nn.Linear, Conv1D))  # checked when the anatomy was read
-    return module
-
-
-def weight_of(layer: nn.Module, projection: Projection) -> torch.Tensor:
-    """The projection's weight `[rows, columns]`, whichever way it is stored; a view of the parameter."""
-    weight: torch.Tensor
-    if projection.expert is None:
-        weight = linear_at(layer, projection).weight
-    elif projection.expert == "all":
-        weight = layer.get_parameter(projection.path).flatten(0, -2)
-    else:
-        weight = layer.get_parameter(projection.path)[projection.expert]
-    return weight.T if projection.transposed else weight
-
-
-def stored(weight: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """A weight `[rows, columns]` the way that the projection's module stores it."""
-    return weight.T.contiguous() if projection.transposed else weight

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .blocks import Block, Indices, Part, Projection, kept_indices, linear_at, owners, weight_of
+from .blocks import Block
 from .cut_forward import ConfigView, bypass, forward_on_kept_heads, forward_without_columns
 from .layouts import AttentionLayout
 from .position_tables import has_own_bias
+from .projections import Indices, Part, Projection, kept_indices, linear_at, owners, weight_of
 from .undo import UndoLog
 
 

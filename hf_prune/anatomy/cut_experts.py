@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..errors import PruningError
-from .blocks import Block, Projection, kept_indices, weight_of
+from .blocks import Block
 from .cut_forward import ConfigView
 from .experts import expert_counts, stacked_parameters
 from .layouts import ExpertsLayout
+from .projections import Projection, kept_indices, weight_of
 from .undo import UndoLog
 
 # Grouped matrix products need rows of a multiple of 16 bytes, which is 8 numbers in half precision.

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from .blocks import Part, Projection
 from .layouts import ExpertsLayout
+from .projections import Part, Projection
 from .vocabulary import EXPERTS, EXPERTS_PER_TOKEN, FILTERS, first_number, matching
 
 _MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")

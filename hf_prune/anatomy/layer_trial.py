@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .blocks import Block, Projection, weight_of
+from .blocks import Block
 from .cut_together import cut_layer
 from .layer_calls import Forward, floating_tensors, replaced_forwards, run_plainly
+from .projections import Projection, weight_of
 from .undo import UndoLog
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnsupportedModelError
 from .attention_sizes import HeadSizes, output_parts, parts_of
-from .blocks import Part, Projection
 from .layouts import AttentionLayout, FeedForwardLayout
+from .projections import Part, Projection
 from .vocabulary import FILTERS, GROUPS, HEAD_SIZES, HEADS, KV_HEADS, KV_WIDTHS, WIDTHS, first_number, matching
 
 

@@ -1,9 +1,9 @@
-"""Which blocks of a model a configuration lets a search prune, and what restricts it there."""
+"""Which blocks of a model a configuration lets a search prune, what restricts it there, and what it has chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
 
 import torch
@@ -12,6 +12,19 @@ from ..anatomy import Block, ModelAnatomy, groups_of
 from ..config import PruningConfig, StructuredPruningConfig
 from ..errors import PruningError
 from .search import SearchOptions, SearchResult
+
+
+@dataclass
+class Selection:
+    """Which units stay.
+
+    Attributes:
+        masks: one bool mask per block, by key.
+        notes: what a reader of the report should know about the search.
+    """
+
+    masks: dict[str, torch.Tensor]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Targets:
 
     @classmethod
     def of(cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig) -> Targets:
-        wanted = _wanted_keys(anatomy, config)
+        wanted = wanted_keys(anatomy, config)
         _check_experts(anatomy, wanted, config.budget[0])
         heads = tuple(block for block in anatomy.attentions if block.key in wanted)
         filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)
@@ -54,11 +67,19 @@ class Targets:
         filters = _units_multiple(round_to, [block for block in self.filters if block.unit != "experts"])
         return [1 if block.unit == "experts" else filters for block in self.filters]
 
-    def masks(self, result: SearchResult) -> dict[str, torch.Tensor]:
-        """One mask per block; blocks that are not pruned keep everything."""
+    def selection(self, result: SearchResult) -> Selection:
+        """What a search has chosen; blocks that are not pruned keep everything."""
         masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in self.fixed}
         masks |= {block.key: mask for block, mask in zip(self.heads, result.head_masks, strict=True)}
-        return masks | {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
+        masks |= {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
+        return Selection(masks, _gap_note(result))
+
+
+def _gap_note(result: SearchResult) -> list[str]:
+    total = result.upper_bound
+    if total <= 0 or result.gap <= 1e-9 * total:
+        return []
+    return [f"The kept score is within {result.gap / total:.2%} of the best possible under this budget."]
 
 
 def _check_experts(anatomy: ModelAnatomy, wanted: Collection[str], budget: str) -> None:
@@ -94,7 +115,7 @@ def in_wanted_units(anatomy: ModelAnatomy, config: PruningConfig) -> ModelAnatom
         PruningError: a pattern in `target_modules` or `exclude_modules` that matches nothing, or whole experts that
             their router cannot do without.
     """
-    wanted = config.targets(_names(anatomy))
+    wanted = config.targets(block_names(anatomy))
     if config.target_modules is None:
         return anatomy
     by_filters = {block.group for block in anatomy.blocks if block.key in wanted}
@@ -108,13 +129,13 @@ def in_wanted_units(anatomy: ModelAnatomy, config: PruningConfig) -> ModelAnatom
     return anatomy.with_whole_experts(whole)
 
 
-def _wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
-    """The blocks that may be pruned; a mixture of experts may be excluded by its own name.
+def wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
+    """Keys of the blocks that may be pruned; a mixture of experts may be excluded by its own name.
 
     A sublayer whose units cannot be told apart is a candidate only where it is named: one score for all of it says
     little (where a norm follows it, its gate has a gradient of zero), and it would be gone altogether.
     """
-    wanted = config.targets(_names(anatomy))
+    wanted = config.targets(block_names(anatomy))
     if config.target_modules is not None:
         return {block.key for block in anatomy.blocks if block.key in wanted}
     excluded = _groups(anatomy) - wanted
@@ -125,7 +146,7 @@ def _wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
     }
 
 
-def _names(anatomy: ModelAnatomy) -> list[str]:
+def block_names(anatomy: ModelAnatomy) -> list[str]:
     """What a configuration may name: blocks, and groups of them."""
     return [*(block.key for block in anatomy.blocks), *sorted(_groups(anatomy))]
 

@@ -29,6 +29,16 @@ def masks_by_matrix(scores: Sequence[torch.Tensor], sparsity: float) -> list[tor
     return [masks_over([score], kept_count(score.numel(), sparsity))[0] for score in scores]
 
 
+def masks_over_all(scores: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
+    """Of all matrices together a fraction is removed: the lowest scores, wherever they are.
+
+    Args:
+        scores: one tensor per matrix, of any shape.
+        sparsity: fraction to remove.
+    """
+    return masks_over(scores, kept_count(sum(score.numel() for score in scores), sparsity))
+
+
 def masks_over(scores: Sequence[torch.Tensor], keep: int) -> list[torch.Tensor]:
     """The `keep` highest scores of all matrices together; of equal ones those that come first.
 

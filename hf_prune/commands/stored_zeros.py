@@ -10,12 +10,10 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import PruningError
 from ..report import MatrixSparsity
-from ..surgery.bitmask import PackedMatrix, unpacked
+from ..surgery.bitmask import FLOAT_NAMES, PackedMatrix, unpacked
 
 # Larger checkpoints take longer to read than anyone likes to wait for.
 MOST_BYTES = 2**30
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def stored_zeros(name: str) -> tuple[MatrixSparsity, ...] | None:
@@ -50,7 +48,7 @@ def _counted(name: str, tensor: Any) -> MatrixSparsity:
     if isinstance(tensor, PackedMatrix):
         weights, kept = prod(tensor.shape), tensor.values.get_shape()[0]
         return MatrixSparsity(name, weights, weights - kept)
-    if len(tensor.get_shape()) < 2 or tensor.get_dtype() not in _FLOATS:
+    if len(tensor.get_shape()) < 2 or tensor.get_dtype() not in FLOAT_NAMES:
         return MatrixSparsity(name, 1, 0)
     values = tensor[...]
     return MatrixSparsity(name, values.numel(), values.numel() - int(values.count_nonzero()))

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..anatomy import Block, ModelAnatomy, UndoLog, cut_layer, cut_model, give_own_tables, linear_at, stored, weight_of
-from ..anatomy.blocks import kept_indices
 from ..anatomy.layer_calls import Segment
+from ..anatomy.projections import kept_indices
 from ..anatomy.segments import find_segments
 from ..calibration import Batch, CalibrationData, without_labels
 from ..errors import PruningError

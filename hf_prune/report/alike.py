@@ -1,7 +1,8 @@
-"""Matrices that are to be compared entry by entry must agree."""
+"""What comparisons of matrices share: the matrices must agree, and results are shares of their weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -46,6 +47,11 @@ def check_masks(masks: Mapping[str, torch.Tensor]) -> None:
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise PruningError(f"The mask of {name!r} must be a bool tensor, True where a weight is kept; got {kind}.")
+
+
+def share_of(part: float, whole: float) -> float:
+    """`part / whole`; NaN if there is nothing to have a share of."""
+    return part / whole if whole else math.nan
 
 
 _SIDES = ("first", "second")

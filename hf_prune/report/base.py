@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 from ..errors import PruningError
 
@@ -42,6 +44,10 @@ class Report:
     def strategy_name(self) -> str:
         """The registered name of the strategy."""
         return str(self.strategy["strategy"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        return json.loads(json.dumps(asdict(cast(Any, self))))  # every kind of report is a dataclass
 
 
 @contextmanager

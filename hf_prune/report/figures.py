@@ -1,4 +1,4 @@
-"""What the pictures of a study share: a figure without a window, colours, lines, and maps with numbers in the cells."""
+"""What the pictures share: a figure without a window, colours, lines, and maps with numbers in the cells."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, Projection, describe_model
+from ..anatomy import Block, describe_model, oriented, parameter_of
 from ..errors import PruningError
 from .alike import check_masks
 
@@ -54,30 +54,15 @@ def _block_sparsity(model: nn.Module, block: Block, masks: Masks | None, names: 
     layer = model.get_submodule(block.layer)
     removed = torch.zeros(block.units, dtype=torch.float64)
     for projection in block.projections:
-        parameter = _parameter(layer, projection)
+        parameter = parameter_of(layer, projection)
         if masks is None:
             zeros = parameter.detach() == 0
         elif id(parameter) in names:
             zeros = ~masks[names[id(parameter)]]
         else:
             continue
-        counts = _rows(zeros, projection).sum(1 - projection.axis).double().cpu()
-        owners = torch.from_numpy(projection.owners(block.units, len(counts)))
-        removed.index_add_(0, owners[owners >= 0], counts[owners >= 0])
+        removed += projection.sums_per_unit(oriented(zeros, projection), block.units).cpu()
     return removed / sum(projection.weights_per_unit for projection in block.projections)
-
-
-def _parameter(layer: nn.Module, projection: Projection) -> nn.Parameter:
-    return layer.get_parameter(projection.path if projection.expert is not None else f"{projection.path}.weight")
-
-
-def _rows(values: torch.Tensor, projection: Projection) -> torch.Tensor:
-    """What lies over a projection's parameter as `[rows, columns]`, as `weight_of` gives the weight."""
-    if projection.expert == "all":
-        values = values.flatten(0, -2)
-    elif projection.expert is not None:
-        values = values[projection.expert]
-    return values.T if projection.transposed else values
 
 
 def _names(model: nn.Module, masks: Masks) -> dict[int, str]:

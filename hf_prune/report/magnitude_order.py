@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PruningError
-from .alike import check_alike
+from .alike import check_alike, share_of
 
 BINS = 20
 
@@ -167,22 +167,20 @@ def _chunks(*arrays: Integers) -> Iterator[list[npt.NDArray[np.float64]]]:
 
 def _as_shift(parts: Sequence[_Sums]) -> Shift:
     weights = sum(part.weights for part in parts)
-    mean = _share(math.fsum(part.distance for part in parts), weights)
-    variance = _share(math.fsum(part.squared for part in parts), weights) - mean**2
+    mean = share_of(math.fsum(part.distance for part in parts), weights)
+    variance = share_of(math.fsum(part.squared for part in parts), weights) - mean**2
     before = sum(part.below_before for part in parts)
-    by_chance = math.fsum(_share(part.below_before * part.below_after, part.weights) for part in parts if part.weights)
+    by_chance = math.fsum(
+        share_of(part.below_before * part.below_after, part.weights) for part in parts if part.weights
+    )
     distances = sum((part.bin_distance for part in parts), np.zeros(BINS))
     counts = sum((part.bin_weights for part in parts), np.zeros(BINS, dtype=np.int64))
     return Shift(
         weights=weights,
         mean=mean,
         std=math.sqrt(max(variance, 0.0)),
-        spearman=_share(math.fsum(part.spearman for part in parts if part.weights), weights),
-        stayed=_share(sum(part.below_both for part in parts), before),
-        chance=_share(by_chance, before),
-        by_position=tuple(_share(*pair) for pair in zip(distances.tolist(), counts.tolist(), strict=True)),
+        spearman=share_of(math.fsum(part.spearman for part in parts if part.weights), weights),
+        stayed=share_of(sum(part.below_both for part in parts), before),
+        chance=share_of(by_chance, before),
+        by_position=tuple(share_of(*pair) for pair in zip(distances.tolist(), counts.tolist(), strict=True)),
     )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan

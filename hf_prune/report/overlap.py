@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .alike import check_alike, check_masks
+from .alike import check_alike, check_masks, share_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Overlap:
     @property
     def jaccard(self) -> float:
         """Of the weights that either mask removes, the share that both remove; NaN if none is removed."""
-        return _share(self.removed_by_both, self.removed_by_either)
+        return share_of(self.removed_by_both, self.removed_by_either)
 
     @property
     def difference(self) -> float:
@@ -45,18 +45,18 @@ class Overlap:
         The paper gives no formula; this is the reading that fits its text, "changes which weights are pruned by less
         than 6%".
         """
-        return _share(self.removed_by_either - self.removed_by_both, self.weights)
+        return share_of(self.removed_by_either - self.removed_by_both, self.weights)
 
     @property
     def chance_jaccard(self) -> float:
         """`jaccard` at `expected_by_both`: what masks that have nothing to do with each other would come to."""
         either = self.removed_by_one + self.removed_by_other - self.expected_by_both
-        return _share(self.expected_by_both, either)
+        return share_of(self.expected_by_both, either)
 
     @property
     def chance_difference(self) -> float:
         """`difference` at `expected_by_both`."""
-        return _share(self.removed_by_one + self.removed_by_other - 2 * self.expected_by_both, self.weights)
+        return share_of(self.removed_by_one + self.removed_by_other - 2 * self.expected_by_both, self.weights)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,3 @@ def _together(overlaps: Iterable[Overlap]) -> Overlap:
         removed_by_both=sum(row.removed_by_both for row in rows),
         expected_by_both=math.fsum(row.expected_by_both for row in rows),
     )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan

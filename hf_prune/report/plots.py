@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import PruningError
+from .figures import FAINT, INK, finish, new_figure
 from .map_rows import kept_shares, short_labels, units_per_bin
 from .number_text import share_text
 from .report import BlockReport, PruningReport
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILTER_BINS = 48
-DOTS_PER_INCH = 150
 
 _PANELS = {"attention": ("Attention heads", "head"), "feed_forward": ("FFN filters", "filter")}
 _SCALE = ("#e9edf0", "#a9c9e2", "#3d83ba", "#0b3157")  # none … all: grey is gone, and the order survives greyscale
-_INK, _FAINT = "#22303c", "#6b7a86"
 
 
 def plot_kept_units(report: PruningReport, path: str | Path | None = None) -> Figure:
@@ -42,38 +41,20 @@ def plot_kept_units(report: PruningReport, path: str | Path | None = None) -> Fi
     Raises:
         PruningError: matplotlib is not installed, or the report has no blocks.
     """
-    figure = _new_figure()
     panels = {kind: [block for block in report.blocks if block.kind == kind] for kind in _PANELS}
     panels = {kind: blocks for kind, blocks in panels.items() if blocks}
     if not panels:
         raise PruningError(f"The report on {report.model_name!r} has no blocks, so there is nothing to draw.")
     rows = max(map(len, panels.values()))
-    figure.set_size_inches(1.0 + 5.2 * len(panels), 1.9 + 0.34 * max(rows, 3))
+    figure = new_figure(1.0 + 5.2 * len(panels), 1.9 + 0.34 * max(rows, 3))
     for axes, (kind, blocks) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         size = 1 if kind == "attention" else units_per_bin(blocks, FILTER_BINS)
         image = _draw_panel(axes, blocks, size, _PANELS[kind][1])
         kept = sum(block.kept_units for block in blocks), sum(block.dense_units for block in blocks)
-        axes.set_title(f"{_PANELS[kind][0]}: {kept[0]:,} of {kept[1]:,} kept", fontsize=11, color=_INK, pad=10)
+        axes.set_title(f"{_PANELS[kind][0]}: {kept[0]:,} of {kept[1]:,} kept", fontsize=11, color=INK, pad=10)
         if kind == "feed_forward":
             _add_scale(figure, axes, image)
-    figure.suptitle(_title(report), fontsize=12, color=_INK, fontweight="bold")
-    if path is not None:
-        figure.savefig(path, dpi=DOTS_PER_INCH)
-    return figure
-
-
-def _new_figure() -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise PruningError(
-            "Drawing needs matplotlib, which is not installed. Install the extra: hf-prune[report]."
-        ) from error
-    figure = Figure(facecolor="white", layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08))
-    FigureCanvasAgg(figure)
-    return figure
+    return finish(figure, _title(report), path)
 
 
 def _title(report: PruningReport) -> str:
@@ -108,26 +89,26 @@ def _draw_panel(axes: Axes, blocks: Sequence[BlockReport], size: int, unit: str)
 
 def _add_scale(figure: Figure, axes: Axes, image: Any) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03, ticks=[0, 0.5, 1])
-    bar.ax.set_yticklabels(["none", "half", "all"], fontsize=8, color=_INK)
+    bar.ax.set_yticklabels(["none", "half", "all"], fontsize=8, color=INK)
     bar.ax.tick_params(length=0)
-    bar.set_label("share of the bin kept", fontsize=8, color=_FAINT)
+    bar.set_label("share of the bin kept", fontsize=8, color=FAINT)
     bar.outline.set_visible(False)
 
 
 def _label_panel(axes: Axes, blocks: Sequence[BlockReport], size: int, columns: int, unit: str) -> None:
     pattern, labels = short_labels([block.key for block in blocks])
-    axes.set_yticks(np.arange(len(blocks)) + 0.5, labels, fontsize=9, color=_INK)
-    axes.set_ylabel(pattern if pattern != "*" else "", fontsize=9, color=_FAINT)
+    axes.set_yticks(np.arange(len(blocks)) + 0.5, labels, fontsize=9, color=INK)
+    axes.set_ylabel(pattern if pattern != "*" else "", fontsize=9, color=FAINT)
     if size == 1:
         step = max(1, columns // 16)
         axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(index) for index in range(0, columns, step)])
-        axes.set_xlabel(unit, fontsize=9, color=_FAINT)
+        axes.set_xlabel(unit, fontsize=9, color=FAINT)
     else:
         axes.set_xlim(0, columns * size)
-        axes.set_xlabel(f"{unit}, in bins of {size}", fontsize=9, color=_FAINT)
-    axes.tick_params(length=0, labelsize=9, labelcolor=_INK)
+        axes.set_xlabel(f"{unit}, in bins of {size}", fontsize=9, color=FAINT)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
     for row, block in enumerate(blocks):
         text = f"{block.kept_units:,} / {block.dense_units:,}"
-        axes.annotate(text, (1.02, row + 0.5), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=_INK)
+        axes.annotate(text, (1.02, row + 0.5), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)

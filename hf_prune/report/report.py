@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,6 @@ class PruningReport(Report):
         sizes = {"dense": self.dense, "pruned": self.pruned}
         counted = {name: {"flops": size.flops, "parameters": size.parameters} for name, size in sizes.items()}
         return {"sequence_length": self.sequence_length, **counted}
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningReport:

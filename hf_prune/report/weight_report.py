@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,6 @@ class WeightReport(Report):
     def weights(self) -> int:
         """How many weights the pruned matrices have."""
         return sum(matrix.weights for matrix in self.matrices)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WeightReport:

@@ -53,9 +53,8 @@ def random_scores(blocks: Sequence[Block], seed: int) -> list[torch.Tensor]:
 
 
 def _magnitude(layer: nn.Module, block: Block) -> torch.Tensor:
-    total = torch.zeros(block.units, dtype=torch.float64, device=weight_of(layer, block.output).device)
-    for projection in block.projections:
-        weight = weight_of(layer, projection).detach().double().abs().sum(1 - projection.axis)
-        owners = torch.from_numpy(projection.owners(block.units, len(weight))).to(weight.device)
-        total.index_add_(0, owners[owners >= 0], weight[owners >= 0])
-    return total
+    parts = [
+        projection.sums_per_unit(weight_of(layer, projection).detach().abs(), block.units)
+        for projection in block.projections
+    ]
+    return torch.stack(parts).sum(0)

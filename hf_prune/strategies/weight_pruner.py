@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..anatomy import WeightMatrix
-from ..budget import kept_count, masks_above, masks_by_matrix, masks_over, pattern_mask
+from ..budget import masks_above, masks_by_matrix, masks_over_all, pattern_mask
 from ..errors import PruningError
 from ..gates import WeightMasks
 from ..report.result import PruningResult
@@ -61,7 +61,7 @@ class WeightPruner(ScheduledMaskPruner):
             pairs = zip(scores, self.masks.matrices, strict=True)
             return [pattern_mask(score, keep, group, matrix.input_axis) for score, matrix in pairs]
         if self.config.scope == "global":
-            return masks_over(scores, kept_count(sum(score.numel() for score in scores), value))
+            return masks_over_all(scores, value)
         return masks_by_matrix(scores, value)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -3,7 +3,8 @@
 from .bitmask_checkpoints import install_bitmask_hook, save_bitmask
 from .identity_layers import drop_identity_layers
 from .loading import install_build_hook
-from .metadata import pruning_of, write_metadata
+from .metadata import pruning_of
+from .metadata_writing import write_metadata
 from .plan import PruningPlan, layer_key
 from .shrink import shrink_model
 from .verify import apply_plan, outputs

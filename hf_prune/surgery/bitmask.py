@@ -28,13 +28,13 @@ from ..gates.bits import pack_mask, unpack_mask
 
 BITS = "_bitmask"
 SHAPE = "_bitmask_shape"
+FLOAT_NAMES = ("F64", "F32", "F16", "BF16")  # what safetensors calls floating-point numbers
 
 # A matrix is packed if that takes at most this share of its dense space: less is not worth needing hf_prune for.
 WORTHWHILE = 0.9
 # What two more tensors add to a file's header, about.
 _HEADER_BYTES = 256
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_FLOAT_NAMES = ("F64", "F32", "F16", "BF16")
 _MOST_DIMENSIONS = 8
 
 
@@ -102,7 +102,7 @@ class PackedMatrix:
             raise _damaged(name, file, f"it has no tensor {missing[0]}")
         values, bits, shape = tensors[name], tensors[name + BITS], _read_shape(name, tensors[name + SHAPE], file)
         count = prod(shape)
-        if values.get_dtype() not in _FLOAT_NAMES or len(values.get_shape()) != 1:
+        if values.get_dtype() not in FLOAT_NAMES or len(values.get_shape()) != 1:
             raise _damaged(name, file, f"its values are {values.get_dtype()} of shape {values.get_shape()}")
         if bits.get_dtype() != "U8" or bits.get_shape() != [-(-count // 8)]:
             raise _damaged(

@@ -1,21 +1,21 @@
-"""The `pruning` key of a pruned model's config: what is written, and how it is checked before it is believed."""
+"""The `pruning` key of a pruned model's config: what it says, and how it is checked before it is believed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from ..anatomy import Block, ModelAnatomy, choose_matrices
+from ..anatomy import Block
 from ..errors import PruningError
-from .layers import layer_index, removed_indices
-from .plan import PruningPlan
+from ..gates.label_word_head import HeadForm
 
 FORMAT_VERSION = 1
 KEY = "pruning"
-FIELDS = {"format", "library", "blocks", "layers", "weights", "strategy", "cost", "metrics"}
+LABEL_WORDS = "label_words"
+FIELDS = {"format", "library", "blocks", "layers", "weights", LABEL_WORDS, "strategy", "cost", "metrics"}
 
 
 def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
@@ -45,6 +45,8 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
         raise PruningError(f"config.{KEY}['blocks'] must be a dictionary, got {type(data['blocks']).__name__}.")
     _check_layers(data.get("layers", {}))
     _check_weights(data.get("weights"))
+    if LABEL_WORDS in data:
+        HeadForm.from_dict(data[LABEL_WORDS])
     return data
 
 
@@ -52,9 +54,8 @@ def _check_weights(weights: Any) -> None:
     """Single weights that were removed: how many of how many, in how many matrices."""
     if weights is None:
         return
-    counts = ("removed", "of", "matrices")
-    valid = isinstance(weights, Mapping) and set(counts) <= set(weights) <= {*counts, "format"}
-    if not valid or not all(_is_size(weights[name]) for name in counts) or weights["removed"] > weights["of"]:
+    valid = isinstance(weights, Mapping) and set(weights) == {"removed", "of", "matrices"}
+    if not valid or not all(map(_is_size, weights.values())) or weights["removed"] > weights["of"]:
         raise PruningError(
             f"config.{KEY}['weights'] must say how many weights were 'removed' 'of' how many, in how many 'matrices';"
             f" got {str(weights)[:100]}."
@@ -128,6 +129,16 @@ def kept_units(data: Mapping[str, Any], block: Block) -> Sequence[int]:
     return list(entry.get("heads") or range(entry["kept"]))
 
 
+def stack_name(block: Block, key: str) -> str:
+    """The name of the list of layers that a block is in ("encoder.layer"), given the block's own name."""
+    return key.removesuffix(f".{block.name}").rpartition(".")[0]
+
+
+def saved_name(block: Block, key: str) -> str:
+    """What metadata calls a block, given its own name: experts, all of one width, have one entry ("….experts.*")."""
+    return key if block.group is None else f"{key.rpartition('.')[0]}.*"
+
+
 def _check_entry(block: Block, entry: Any) -> None:
     if not isinstance(entry, Mapping) or {"kept", "of"} - set(entry) or set(entry) - {"kept", "of", "heads"}:
         raise PruningError(
@@ -168,126 +179,3 @@ def _check_heads(block: Block, entry: Mapping[str, Any]) -> None:
         valid = len(heads) == kept and _are_indices(heads, of)
     if not valid:
         raise PruningError(f"config.{KEY}: {block.key} keeps {kept} of {of} units, but lists heads {str(heads)[:100]}.")
-
-
-def write_metadata(
-    model: PreTrainedModel,
-    anatomy: ModelAnatomy,
-    plan: PruningPlan,
-    strategy: Mapping[str, Any],
-    cost: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-) -> None:
-    """Puts the `pruning` key into every config that describes some of the blocks.
-
-    Heads (KV groups) and layers are counted in the original dense model, also when the model was pruned before. The
-    blocks themselves are named as they are called now: layers after a removed one have moved up.
-
-    Args:
-        model: the pruned model.
-        anatomy: of the model before this cut.
-        plan: the cut.
-        strategy: the strategy's name and settings.
-        cost: dense and pruned cost.
-        metrics: measured metrics, dense and pruned.
-    """
-    removed = removed_indices(anatomy, plan)
-    for owner, config in _configs(model, anatomy).items():
-        earlier = pruning_of(config) or {"blocks": {}}
-        blocks = [block for block in anatomy.blocks if block.owner == owner]
-        entries: dict[str, Any] = {}
-        for block in blocks:
-            if not plan.removes(block):
-                before = earlier["blocks"].get(saved_name(block, block.local_key))
-                entries[_name_now(block, removed)] = _entry(block, plan, before)
-                entries |= _other_view(block, removed, earlier["blocks"])
-        layers = _layer_entries(model, blocks, removed, earlier.get("layers", {}))
-        data = {
-            "format": FORMAT_VERSION,
-            "library": "hf_prune",
-            "strategy": dict(strategy),
-            "blocks": entries,
-            "cost": dict(cost),
-            "metrics": dict(metrics),
-        }
-        weights = {"weights": count_zeros(model)} if "weights" in earlier else {}
-        setattr(config, KEY, data | ({"layers": layers} if layers else {}) | weights)
-
-
-def count_zeros(model: PreTrainedModel) -> dict[str, int]:
-    """How many single weights are zero in the matrices that are pruned by default, as metadata says it."""
-    matrices = choose_matrices(model, lambda names, default: set(default))
-    zeros = sum(matrix.parameter.numel() - int(matrix.parameter.count_nonzero()) for matrix in matrices)
-    return {"removed": zeros, "of": sum(matrix.parameter.numel() for matrix in matrices), "matrices": len(matrices)}
-
-
-def stack_name(block: Block, key: str) -> str:
-    """The name of the list of layers that a block is in ("encoder.layer"), given the block's own name."""
-    return key.removesuffix(f".{block.name}").rpartition(".")[0]
-
-
-def saved_name(block: Block, key: str) -> str:
-    """What metadata calls a block, given its own name: experts, all of one width, have one entry ("….experts.*")."""
-    return key if block.group is None else f"{key.rpartition('.')[0]}.*"
-
-
-def _name_now(block: Block, removed: Mapping[str, Collection[int]]) -> str:
-    """A block's name after layers before its own have been removed."""
-    index = layer_index(block)
-    place = index - sum(gone < index for gone in removed.get(block.stack, ()))
-    return f"{stack_name(block, block.local_key)}.{place}.{saved_name(block, block.name)}"
-
-
-def _other_view(block: Block, removed: Mapping[str, Collection[int]], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Of experts: what an earlier cut did to their number, where this one is about filters, and the other way round."""
-    if block.group is None and block.unit != "experts":
-        return {}
-
-    def other(name: str) -> str:
-        return f"{name}.*" if block.unit == "experts" else name.removesuffix(".*")
-
-    entry = earlier.get(other(saved_name(block, block.local_key)))
-    return {} if entry is None else {other(_name_now(block, removed)): entry}
-
-
-def _layer_entries(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    removed: Mapping[str, Collection[int]],
-    earlier: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """For each list that has lost layers, now or before: how many they were, and which of them are left."""
-    entries = {}
-    for path, name in {block.stack: stack_name(block, block.local_key) for block in blocks}.items():
-        gone = removed.get(path, ())
-        before = len(list(model.get_submodule(path).children())) + len(gone)
-        known = earlier.get(name, {"of": before, "kept": list(range(before))})
-        kept = [original for place, original in enumerate(known["kept"]) if place not in gone]
-        if len(kept) < known["of"]:
-            entries[name] = {"of": known["of"], "kept": kept}
-    return entries
-
-
-def write_metrics(configs: Iterable[PreTrainedConfig], metrics: Mapping[str, Any]) -> None:
-    """Puts measured metrics into metadata that is already there."""
-    for config in configs:
-        setattr(config, KEY, {**getattr(config, KEY), "metrics": dict(metrics)})
-
-
-def configs_of(model: PreTrainedModel, anatomy: ModelAnatomy) -> list[PreTrainedConfig]:
-    """The configs that metadata about a model's blocks is written to."""
-    return list(_configs(model, anatomy).values())
-
-
-def _configs(model: PreTrainedModel, anatomy: ModelAnatomy) -> dict[str, PreTrainedConfig]:
-    """The configs that metadata is written to, by the path of the model they belong to."""
-    return {block.owner: model.get_submodule(block.owner).config for block in anatomy.blocks}
-
-
-def _entry(block: Block, plan: PruningPlan, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    units = plan.units(block)
-    entry: dict[str, Any] = {"kept": len(units), "of": before["of"] if before else block.units}
-    if block.kind == "attention":
-        original = before["heads"] if before else range(block.units)
-        entry["heads"] = [original[unit] for unit in units]
-    return entry

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..anatomy import choose_matrices
 from ..gates import MatrixMasks
 from .metadata import FORMAT_VERSION, KEY, pruning_of
 
 WEIGHTS = "weights"
 
 
-def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any] | None, masks: MatrixMasks) -> None:
+def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any], masks: MatrixMasks) -> None:
     """Puts the number of removed weights under the config's `pruning` key, and who removed them.
 
     Args:
         config: the model's; what it says about blocks stays.
-        strategy: the strategy's name and settings; None leaves those that are there.
+        strategy: the strategy's name and settings.
         masks: what is removed.
     """
-    data = dict(pruning_of(config) or {"format": FORMAT_VERSION, "library": "hf_prune", "blocks": {}})
-    total = sum(mask.numel() for mask in masks.masks)
-    data[WEIGHTS] = {"removed": masks.removed_count, "of": total, "matrices": len(masks.masks)}
-    if strategy is not None:
-        data["strategy"] = dict(strategy)
-    setattr(config, KEY, data)
+    data = pruning_of(config) or {"format": FORMAT_VERSION, "library": "hf_prune", "blocks": {}}
+    setattr(config, KEY, {**data, WEIGHTS: _entry(masks.removed_count, masks.masks), "strategy": dict(strategy)})
+
+
+def count_zeros(model: PreTrainedModel) -> dict[str, int]:
+    """How many single weights are zero in the matrices that are pruned by default, as metadata says it."""
+    parameters = [matrix.parameter for matrix in choose_matrices(model, lambda names, default: set(default))]
+    return _entry(sum(parameter.numel() - int(parameter.count_nonzero()) for parameter in parameters), parameters)
+
+
+def _entry(removed: int, matrices: Sequence[torch.Tensor]) -> dict[str, int]:
+    return {"removed": removed, "of": sum(matrix.numel() for matrix in matrices), "matrices": len(matrices)}
 
 
 def weights_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_prune import describe_model
 from hf_prune.anatomy import UndoLog, cut_block, supported_model_types, weight_of
-from hf_prune.anatomy.blocks import Part, Projection, kept_indices
+from hf_prune.anatomy.projections import Part, Projection, kept_indices
 from hf_prune.surgery import shrink_model
 from tests.conformance.plans import difference, run, varied_plan
 from tests.family_models import HEAD_SIZE, main_head

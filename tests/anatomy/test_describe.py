@@ -116,18 +116,9 @@ def test_lookup_and_text() -> None:
 def test_cross_attention_ahead_of_self_attention_does_not_take_its_place_in_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = BertConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        intermediate_size=24,
-        is_decoder=True,
-        add_cross_attention=True,
-    )
     family = Family(("bert",), (sublayers.BERT_CROSS, sublayers.BERT, sublayers.BERT_FFN))
     monkeypatch.setattr(describe, "family_of", lambda model_type: family)
-    minima = {block.key: block.minimum for block in describe_model(AutoModel.from_config(config)).blocks}
+    minima = {block.key: block.minimum for block in describe_model(case("bert", "cross_attention").model()).blocks}
     assert [key for key, minimum in minima.items() if minimum] == ["encoder.layer.0.attention"]
 
 

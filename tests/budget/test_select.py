@@ -13,32 +13,31 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import PreTrainedModel
 
 from hf_prune import FisherPruningConfig, InfeasibleBudgetError
 from hf_prune.anatomy import ModelAnatomy, describe_model
-from hf_prune.budget import LatencyConditions, Selection, latency_table, latency_tables, select, select_units
+from hf_prune.budget import (
+    LatencyConditions,
+    Selection,
+    latency_selection,
+    latency_table,
+    latency_tables,
+    select_units,
+)
 from hf_prune.budget.flops import flops_per_unit
+from tests.small_models import case
 
 LENGTH = 16
 
 
 @pytest.fixture(scope="module")
-def model() -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=3,
-        intermediate_size=64,
-        vocab_size=50,
-        max_position_embeddings=32,
-    )
-    return BertForSequenceClassification(config).eval()
+def model() -> PreTrainedModel:
+    return case("bert", "classification").model(intermediate_size=64)
 
 
 @pytest.fixture(scope="module")
-def anatomy(model: BertForSequenceClassification) -> ModelAnatomy:
+def anatomy(model: PreTrainedModel) -> ModelAnatomy:
     return describe_model(model)
 
 
@@ -139,7 +138,7 @@ def hardware(request, anatomy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         return dense, cut
 
     monkeypatch.setattr(latency_table, "time_in_turn", time_layers)
-    monkeypatch.setattr(select, "compare_with_undone", compare)
+    monkeypatch.setattr(latency_selection, "compare_with_undone", compare)
     monkeypatch.setenv("HF_PRUNE_CACHE", str(tmp_path))
     return machine
 
@@ -172,7 +171,7 @@ def test_unreachable_latency_states_the_smallest(model, anatomy, scores, hardwar
     empty = (5.0 + hardware.surcharge * len(anatomy.layers)) / hardware.whole(model)
     with pytest.raises(InfeasibleBudgetError) as caught:
         choose(model, anatomy, scores, latency=empty * 0.9)
-    assert caught.value.smallest == pytest.approx(empty / select.LATENCY_AIM)
+    assert caught.value.smallest == pytest.approx(empty / latency_selection.LATENCY_AIM)
     choose(model, anatomy, scores, latency=caught.value.smallest * 1.05)  # what it says can be reached
 
 

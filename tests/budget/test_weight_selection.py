@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hf_prune import PruningError
-from hf_prune.budget import kept_count, kth_largest, masks_above, masks_by_matrix, masks_over, pattern_mask
+from hf_prune.budget import (
+    kept_count,
+    kth_largest,
+    masks_above,
+    masks_by_matrix,
+    masks_over,
+    masks_over_all,
+    pattern_mask,
+)
 
 VALUES = st.one_of(st.floats(-3, 3, width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-38, -1e38]))
 MATRICES = st.lists(
@@ -61,6 +69,15 @@ def test_every_matrix_loses_the_same_share() -> None:
     for score, mask in zip(scores, masks, strict=True):
         best = score.flatten().sort(descending=True).indices[: kept_count(score.numel(), 0.6)]
         assert set(mask.flatten().nonzero().flatten().tolist()) == set(best.tolist())
+
+
+def test_all_matrices_together_lose_the_lowest_scores() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(7, 9, generator=generator), 2 * torch.rand(4, 5, generator=generator)]
+    masks = masks_over_all(scores, 0.6)
+    kept = torch.cat([score[mask] for score, mask in zip(scores, masks, strict=True)])
+    highest = torch.cat([score.flatten() for score in scores]).sort(descending=True).values[: 83 - 50]
+    assert torch.equal(kept.sort(descending=True).values, highest)
 
 
 @pytest.mark.parametrize(("keep", "group", "axis"), [(2, 4, -1), (1, 4, -1), (2, 4, 0), (3, 8, -1), (4, 4, 1)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_prune.anatomy import cut
-from hf_prune.anatomy.blocks import Indices
+from hf_prune.anatomy.projections import Indices
 
 
 def cut_in_reverse(patch: pytest.MonkeyPatch, path: str) -> None:

@@ -9,24 +9,15 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForSequenceClassification
 
 from hf_prune import FisherPruningConfig, prune_model
+from tests.distributed.small_bert import small_model
 
 
 def main(folder: str, unreachable: bool) -> None:
     """Writes every process's pruned weights to `folder`; or asks for what only the measuring process can refuse."""
     accelerator = Accelerator(cpu=True)
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        vocab_size=64,
-        max_position_embeddings=32,
-    )
-    model = BertForSequenceClassification(config).double()
+    model = small_model()
     model.classifier.bias.data.normal_()
     generator = torch.Generator().manual_seed(1)
     rows = [

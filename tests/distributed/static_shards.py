@@ -10,7 +10,8 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from hf_prune import PruningCallback, StaticMaskConfig, StaticPruningConfig
-from tests.distributed.train_shards import STEPS, TOTAL_BATCH, rows, small_model, write
+from tests.distributed.small_bert import small_model
+from tests.distributed.train_shards import STEPS, TOTAL_BATCH, rows, write
 
 SETTINGS: dict[str, Any] = {"sparsity": 0.6, "score_learning_rate": 0.05, "begin": 0.5, "end": 0.9}
 NAMES = ("in_place", "adapter")

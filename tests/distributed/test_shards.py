@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "prune_shards.py"
-
-
-def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable]
-    if processes > 1:
-        # A rendezvous of its own, so that runs side by side do not meet.
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*command, str(SCRIPT), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+from tests.distributed.launching import launch
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     for processes in (1, 2):
-        finished = launch(processes, folder)
+        finished = launch("prune_shards.py", processes, folder)
         assert finished.returncode == 0, finished.stderr[-2000:]
     return folder
 
@@ -48,7 +30,7 @@ def test_processes_agree_with_each_other_and_with_one_process(written: Path, rec
 
 
 def test_a_refusal_on_the_measuring_process_ends_all(tmp_path: Path) -> None:
-    finished = launch(2, tmp_path, "unreachable")
+    finished = launch("prune_shards.py", 2, tmp_path, "unreachable")
     assert finished.returncode != 0
     assert "InfeasibleBudgetError" in finished.stderr
     assert "Process 0 failed: latency_ms" in finished.stderr

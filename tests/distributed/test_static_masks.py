@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed.launching import launch
+from tests.distributed.small_bert import small_model
 from tests.distributed.static_shards import NAMES, train_all
-from tests.distributed.train_shards import small_model
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).parent / "static_shards.py"
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("static")
     train_all(folder / "1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished = subprocess.run(
-        [*command, str(SCRIPT), str(folder / "2")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    finished = launch("static_shards.py", 2, folder / "2")
     assert finished.returncode == 0, finished.stderr[-3000:]
     return folder
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,24 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.distributed.train_shards import CONFIGS, STEPS
-
-SCRIPT = Path(__file__).parent / "train_shards.py"
-
-
-def launch(processes: int, folder: Path) -> None:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    finished = subprocess.run(
-        [*command, str(SCRIPT), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+from tests.distributed.launching import launch
+from tests.distributed.train_shards import CONFIGS, NOISY, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +18,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both have written; that masks are the same on both processes after every step is asserted there."""
     folder = tmp_path_factory.mktemp("training")
     for processes in (1, 2):
-        launch(processes, folder)
+        finished = launch("train_shards.py", processes, folder)
+        assert finished.returncode == 0, finished.stderr[-3000:]
     return folder
 
 
@@ -48,6 +30,15 @@ def test_processes_agree_with_each_other_and_with_one_process(written: Path, nam
         assert torch.equal(value, second[key]), key
         assert torch.equal(value == 0, one[key] == 0), key
         assert torch.allclose(value, one[key], atol=1e-6), key
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_processes_agree_with_each_other(written: Path, name: str) -> None:
+    first, second = (load_file(written / f"{name}-2-{rank}.safetensors") for rank in (0, 1))
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    dense = load_file(written / "magnitude-2-0.safetensors")
+    assert sum(value.numel() for value in first.values()) < sum(value.numel() for value in dense.values())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

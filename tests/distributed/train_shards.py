@@ -11,16 +11,10 @@ import torch
 import torch.distributed
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
+from hf_prune import L0PruningConfig, MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
+from tests.distributed.small_bert import small_model
 
 CONFIGS: dict[str, PruningConfig] = {
     "magnitude": MagnitudePruningConfig(sparsity=0.6, frequency=1),
@@ -28,6 +22,8 @@ CONFIGS: dict[str, PruningConfig] = {
     "soft_movement": MovementPruningConfig(threshold=0.4, score_learning_rate=0.5, regularization=10.0),
     "units": MagnitudePruningConfig(flops=0.4, round_to=1, frequency=1, end=0.9),
 }
+# Every process draws gates of its own, so two are not the same as one.
+NOISY: dict[str, PruningConfig] = {"l0": L0PruningConfig(flops=0.5, round_to=1, end=0.6, gate_learning_rate=1.0)}
 TOTAL_BATCH = 8
 STEPS = 6
 
@@ -47,22 +43,6 @@ class Agreement(TrainerCallback):
             torch.distributed.all_gather_object(digests, found.hexdigest())
         assert len(set(digests)) == 1, f"After step {state.global_step} the processes' masks differ."
         self.seen.append(digests[0])
-
-
-def small_model() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        vocab_size=64,
-        max_position_embeddings=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.2,
-    )
-    return BertForSequenceClassification(config).double()
 
 
 def rows() -> Dataset:
@@ -87,7 +67,7 @@ def train(folder: Path, name: str, **settings: Any) -> tuple[PreTrainedModel, Ag
     # The same total batch, whatever the number of processes.
     arguments.per_device_train_batch_size = TOTAL_BATCH // arguments.world_size
     model, agreement = small_model(), Agreement()
-    callbacks = [PruningCallback(CONFIGS[name]), agreement]
+    callbacks = [PruningCallback((CONFIGS | NOISY)[name]), agreement]
     trainer = Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows(), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     return model, agreement
@@ -95,7 +75,7 @@ def train(folder: Path, name: str, **settings: Any) -> tuple[PreTrainedModel, Ag
 
 def main(folder: Path) -> None:
     """Writes every process's pruned weights, and how often the masks have changed."""
-    for name in CONFIGS:
+    for name in CONFIGS | NOISY:
         model, agreement = train(folder, name)
         write(model, folder, name, {"masks": str(len(set(agreement.seen)))})
     train(folder, "movement", save_strategy="steps", save_steps=3)

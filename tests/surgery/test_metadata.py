@@ -78,6 +78,16 @@ BAD = {
     "blocks of another type": (("blocks",), [1], r"\['blocks'\] must be a dictionary, got list"),
     "format missing": (("format",), ..., "lacks format"),
     "format of the future": (("format",), 2, "has format 2, and this hf_prune reads format 1"),
+    "foreign count of weights": (
+        ("weights",),
+        {"removed": 1, "of": 2, "matrices": 1, "format": 1},
+        "must say how many weights were 'removed' 'of'",
+    ),
+    "more weights removed than there are": (
+        ("weights",),
+        {"removed": 3, "of": 2, "matrices": 1},
+        "must say how many weights were 'removed' 'of'",
+    ),
     "foreign field": (("module",), "os", "has unknown module; known fields are"),
 }
 

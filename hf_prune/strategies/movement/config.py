@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...errors import PruningError
-from ...weight_config import WeightPruningConfig, is_number
+from ...setting_checks import check_not_negative, is_number
+from ...weight_config import WeightPruningConfig
 
 
 @dataclass
@@ -47,9 +48,7 @@ class MovementPruningConfig(WeightPruningConfig):
             )
         if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold < 1):
             raise PruningError(f"threshold={self.threshold!r} must lie in (0, 1): it is compared with a sigmoid.")
-        for name in ("regularization", "score_learning_rate"):
-            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
-                raise PruningError(f"{name}={getattr(self, name)!r} must be a number of at least 0.")
+        check_not_negative(self, "regularization", "score_learning_rate")
 
     @property
     def prunes_weights(self) -> bool:

@@ -1,0 +1,53 @@
+"""Checks that settings of several configurations share; each refuses with the setting's name and value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from .errors import PruningError
+
+
+def check_counts(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a whole number of at least 1 (or None)."""
+    for name in names:
+        number = getattr(settings, name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise PruningError(f"{name}={number!r} must be a whole number of at least 1.")
+
+
+def check_not_negative(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a finite number of at least 0."""
+    for name in names:
+        number = getattr(settings, name)
+        if not is_number(number) or number < 0:
+            raise PruningError(f"{name}={number!r} must be a number of at least 0.")
+
+
+def check_sparsity(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a number from 0 to below 1."""
+    for name in names:
+        number = getattr(settings, name)
+        if not is_number(number) or not 0 <= number < 1:
+            raise PruningError(f"{name}={number!r} must lie in [0, 1): it is the fraction of the weights to remove.")
+
+
+def check_fraction(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a number above 0 and at most 1."""
+    for name in names:
+        number = getattr(settings, name)
+        if not is_number(number) or not 0 < number <= 1:
+            raise PruningError(f"{name}={number!r} must lie in (0, 1]: it is the fraction to keep.")
+
+
+def check_choices(settings: Any, /, **choices: Collection[str]) -> None:
+    """Raises a PruningError where a setting is none of the values that are given for it."""
+    for name, allowed in choices.items():
+        value = getattr(settings, name)
+        if value not in tuple(allowed):
+            raise PruningError(f"{name}={value!r} is unknown; use one of {', '.join(allowed)}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
