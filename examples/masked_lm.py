@@ -12,6 +12,7 @@ Without a model to start from a new one is made, with the tokenizer of another m
         --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4,intermediate_size=1024 \\
         --train_file train.txt --do_train --output_dir small-bert
 
+`--spectral_norm_bound 5` keeps the largest singular values of the layers' matrices below that (Lin et al. 2020).
 `--resume_from_checkpoint last` goes on with an interrupted run, and starts one if there is none.
 """
 
@@ -25,7 +26,8 @@ from typing import Any
 
 from datasets import Dataset
 from script_arguments import SourceArguments, parse_in_stages
-from training_run import average_losses, evaluate, save, train
+from spectral_training import SpectralNormCallback
+from training_run import make_callback, run_training
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -39,7 +41,6 @@ from transformers import (
     set_seed,
 )
 
-from hf_prune import PruningCallback
 from hf_prune.commands.columns import text_columns, texts_of
 from hf_prune.commands.sources import load_rows, sample
 
@@ -56,6 +57,10 @@ class ModelArguments:
     tokenizer_name: str | None = field(default=None, metadata={"help": "Default: the one that lies with the model."})
     vocabulary_size: int | None = field(
         default=None, metadata={"help": "Train a tokenizer of this size and of the named one's kind on the texts."}
+    )
+    spectral_norm_bound: float | None = field(
+        default=None,
+        metadata={"help": "Keep the largest singular values of the layers' matrices at most this large (SNIP: 5)."},
     )
 
     def __post_init__(self) -> None:
@@ -124,8 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     (model_args, data_args, training_args), config = parse_in_stages(
         argv, ModelArguments, DataTrainingArguments, TrainingArguments
     )
-    if config is not None and not training_args.do_train:
-        raise ValueError("--strategy prunes while the model is trained: add --do_train.")
+    callback = make_callback(config, training_args)
+    bound = model_args.spectral_norm_bound
+    if bound is not None and not training_args.do_train:
+        raise ValueError("--spectral_norm_bound is for training: add --do_train.")
+    normalisation = None if bound is None else SpectralNormCallback(bound)
     set_seed(training_args.seed)
     train_rows, eval_rows = load_rows(data_args)
     texts = texts_of(train_rows, text_columns(train_rows, data_args)[0])
@@ -137,7 +145,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts = texts_of(eval_rows, text_columns(eval_rows, data_args)[0])
         eval_blocks = sample(blocks_of(texts, tokenizer, data_args.max_seq_length), data_args.max_eval_samples, seed=0)
         eval_blocks = masked_once(eval_blocks, tokenizer, data_args.mlm_probability)
-    callback = None if config is None else PruningCallback(config)
     masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=data_args.mlm_probability)
     trainer = Trainer(
         make_model(model_args, tokenizer),
@@ -146,15 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=eval_blocks,
         data_collator=MaskingCollator(masking),
         processing_class=tokenizer,
-        callbacks=None if callback is None else [callback],
+        callbacks=[item for item in (normalisation, callback) if item is not None],
     )
-    average_losses(trainer)
-    if training_args.do_train:
-        train(trainer)
-    metrics = evaluate(trainer) if training_args.do_eval else {}
-    if training_args.do_train:
-        card = {"dataset": data_args.dataset_name} if data_args.dataset_name else {}
-        save(trainer, None if callback is None else callback.result, metrics, card)
+    run_training(trainer, callback, data_args.dataset_name)
 
 
 if __name__ == "__main__":

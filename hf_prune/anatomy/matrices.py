@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def all_matrices(model: nn.Module) -> list[WeightMatrix]:
     for path, module in model.named_modules():
         if id(module) in adapters:
             continue
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in own_parameters(module):
             if id(parameter) in seen or not parameter.numel() or not _is_matrix(module, name, parameter):
                 continue
             seen.add(id(parameter))
@@ -57,6 +57,13 @@ def all_matrices(model: nn.Module) -> list[WeightMatrix]:
             own = path.removesuffix(".base_layer")
             found.append(WeightMatrix(f"{path}.{name}".lstrip("."), own, parameter, axis, embedding))
     return found
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's own parameters by name; where `torch.nn.utils.parametrize` computes one, the one that is trained."""
+    yield from module.named_parameters(recurse=False)
+    parts: Mapping[str, Any] = getattr(module, "parametrizations", {})
+    yield from ((name, part.original) for name, part in parts.items() if part.is_tensor)
 
 
 def choose_matrices(
