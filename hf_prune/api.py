@@ -19,7 +19,7 @@ from .budget.targets import in_wanted_units
 from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, check_at_once, strategy_for, training_for
 from .errors import PruningError
-from .gates import has_gates
+from .gates import check_bare
 from .report.build import block_reports, build_report, count_parameters
 from .report.clock import StageClock
 from .report.evaluate import evaluate_model
@@ -30,7 +30,7 @@ from .strategies.base import Cut
 from .strategies.example_data import example_of
 from .strategies.training import TrainingPruner
 from .surgery import apply_plan, drop_identity_layers, write_metadata
-from .surgery.metadata import configs_of, write_metrics
+from .surgery.metadata_writing import configs_of, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -176,16 +176,13 @@ def _checked(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     anatomy = describe_model(model)
     if not any(block.units for block in anatomy.blocks):
         raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")
-    if has_gates(model):
-        raise PruningError(
-            f"{type(model).__name__} has gates on its heads or filters. Take them off with remove_head_gates and"
-            " remove_filter_gates; a mixin's save_pretrained folds them into the weights first."
-        )
+    check_bare(model)
     anatomy = in_wanted_units(anatomy, config)
     length = getattr(config, "sequence_length", None)
     if length is not None:
         check_length(model, length)
-    _warn_if_untrained(model)
+    if not config.before_training:
+        _warn_if_untrained(model)
     return anatomy
 
 

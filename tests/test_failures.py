@@ -27,8 +27,18 @@ from hf_prune import (
     prune_model,
 )
 from hf_prune import api as api_module
-from hf_prune.budget import latency, select
-from hf_prune.gates import add_filter_gates, add_head_gates, remove_filter_gates, remove_head_gates
+from hf_prune.budget import latency, latency_selection
+from hf_prune.gates import (
+    add_epsilon_gates,
+    add_filter_gates,
+    add_head_gates,
+    add_spectral_norm,
+    remove_epsilon_gates,
+    remove_filter_gates,
+    remove_head_gates,
+    remove_spectral_norm,
+)
+from hf_prune.scores import gradient_rows
 from hf_prune.strategies.fisher import strategy
 from hf_prune.surgery import PruningPlan, apply_plan, verify
 from tests.conformance.plans import prune
@@ -182,13 +192,19 @@ def test_nothing_left_to_prune(batches: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("add", "remove"), [(add_head_gates, remove_head_gates), (add_filter_gates, remove_filter_gates)]
+    ("add", "remove", "words"),
+    [
+        (add_head_gates, remove_head_gates, "has gates on its heads or filters"),
+        (add_filter_gates, remove_filter_gates, "has gates on its heads or filters"),
+        (add_epsilon_gates, remove_epsilon_gates, "has epsilon gates.*remove_epsilon_gates"),
+        (add_spectral_norm, remove_spectral_norm, "has spectral normalisation.*remove_spectral_norm"),
+    ],
 )
-def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], batches: list[Batch]) -> None:
+def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], words: str, batches: list[Batch]) -> None:
     model = BERT.model()
     add(model)
     witness = Witness(model)
-    with pytest.raises(PruningError, match="BertForSequenceClassification has gates on its heads or filters"):
+    with pytest.raises(PruningError, match=f"BertForSequenceClassification {words}"):
         prune_model(model, config(), batches)
     witness.check()
     remove(model)
@@ -196,7 +212,7 @@ def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], batche
 
 
 MOMENTS = {
-    "gradients": (strategy, "iterate_gradients", 0),
+    "gradients": (gradient_rows, "iterate_gradients", 0),
     "search": (strategy, "select_units", 0),
     "middle of the repair": (strategy, "refit_weights", 3),
     "cut": (verify, "shrink_model", 0),
@@ -254,7 +270,7 @@ def test_interrupted_measurement_leaves_the_model(
     model = BERT.model().train()
     witness = Witness(model)
     tables = {block.key: torch.arange(block.units + 1).double() for block in describe_model(model).blocks}
-    monkeypatch.setattr(select, "latency_tables", lambda *arguments: tables)
+    monkeypatch.setattr(latency_selection, "latency_tables", lambda *arguments: tables)
     right = latency.forward_pass
     monkeypatch.setattr(latency, "forward_pass", lambda *given: Failing(right(*given), works, KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -6,13 +6,17 @@ gates folded into the output projections, so that it loads as what it was in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from .epsilon import Reduction
+from .epsilon_gates import EpsilonGates, add_epsilon_gates, epsilon_gates_of, remove_epsilon_gates
+from .residual_mappings import MappingKind
+from .spectral_norm import add_spectral_norm, has_spectral_norm, largest_singular_values, remove_spectral_norm
 from .unit_gates import (
     UnitGates,
     add_filter_gates,
@@ -94,6 +98,29 @@ class FilterGateMixin(GateMixin):
         return self.__dict__.get("_filter_gates")
 
 
+class EpsilonGateMixin(GateMixin):
+    """ε-gates on a model; see `add_epsilon_gates`. They depend on the input, so they are not in what is saved."""
+
+    def add_epsilon_gates(
+        self: Any,
+        epsilon: float | Mapping[MappingKind, float] | None = None,
+        *,
+        kinds: Collection[MappingKind] = ("heads", "feed_forward"),
+        reduction: Reduction = "batch",
+    ) -> EpsilonGates:
+        """Puts gates on every residual mapping of some kinds."""
+        return add_epsilon_gates(self, epsilon, kinds=kinds, reduction=reduction)
+
+    def remove_epsilon_gates(self: Any) -> None:
+        """Takes them off again."""
+        remove_epsilon_gates(self)
+
+    @property
+    def epsilon_gates(self: Any) -> EpsilonGates | None:
+        """The gates, if there are any."""
+        return epsilon_gates_of(self)
+
+
 class BinaryMaskMixin(GateMixin):
     """Masks on single weights of a model; see `add_weight_masks`. What is saved is the masked model."""
 
@@ -110,6 +137,23 @@ class BinaryMaskMixin(GateMixin):
         """The masks by parameter name, True where a weight stays; empty without any."""
         groups = weight_masks_of(self)
         return {matrix.name: mask for group in groups for matrix, mask in zip(group.matrices, group.masks, strict=True)}
+
+
+class SpectralNormMixin(GateMixin):
+    """Spectral normalisation on a model; see `add_spectral_norm`. What is saved are the weights that the model uses."""
+
+    def add_spectral_norm(self: Any, **settings: Any) -> list[str]:
+        """Puts it on the model's matrices; the settings are those of the function."""
+        return add_spectral_norm(self, **settings)
+
+    def remove_spectral_norm(self: Any, *, fold: bool = True) -> None:
+        """Takes it off; the raw weights come back with `fold=False`."""
+        remove_spectral_norm(self, fold=fold)
+
+    @property
+    def singular_values(self: Any) -> dict[str, float]:
+        """The largest singular values of the raw matrices by name; empty without spectral normalisation."""
+        return largest_singular_values(self) if has_spectral_norm(self) else {}
 
 
 def _original_class(gated: type) -> type:

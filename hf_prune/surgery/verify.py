@@ -12,7 +12,7 @@ from ..anatomy import Block, ModelAnatomy, UndoLog, linear_at, stored, weight_of
 from ..anatomy.layer_calls import run_plainly
 from ..calibration import Batch, without_labels
 from ..errors import PruningError
-from ..gates import UnitGates
+from ..gates import UnitGates, check_bare
 from ..recovery import Repair
 from ..scores import evaluating
 from .layers import layers_passed_over
@@ -46,6 +46,7 @@ def apply_plan(
     Raises:
         PruningError: the plan does not fit, or the outputs differ; the model is as it was.
     """
+    check_bare(model)
     plan.validate(anatomy)
     layers = {block.key: model.get_submodule(block.layer) for block in plan.staying(anatomy)}
     repairs = {key: repair for key, repair in (repairs or {}).items() if key in layers}
