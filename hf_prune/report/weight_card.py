@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..surgery import pruning_of
+from ..surgery.label_words import has_label_words
 from ..surgery.weight_metadata import weights_of
 from .number_text import count_text, share_text
 from .weight_report import WeightReport
@@ -48,6 +49,8 @@ def _reason(model: PreTrainedModel | None, packed: bool) -> str | None:
         reasons.append("read the packed weights")
     if model is not None and _is_cut(model):
         reasons.append("build the pruned shapes")
+    if model is not None and has_label_words(model.config):
+        reasons.append("build the head, which scores label words")
     return f"lets transformers {' and '.join(reasons)}" if reasons else None
 
 

@@ -4,7 +4,7 @@ Every model calls `PreTrainedModel.post_init` at the end of its `__init__`, inne
 config. When a model gets there in which the blocks are where its config's pruning metadata says, they are cut to size:
 before weights are initialised, loaded, quantised or dispatched. That serves `from_pretrained`, `from_config`, concrete
 classes, pipelines and PEFT alike. Models without the metadata are not affected. Removed layers need no cut: the config
-itself says how many are left.
+itself says how many are left. A head of label words gets its place at the same moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..anatomy import UndoLog, cut_model, give_own_tables, read_blocks
-from .metadata import blocks_described, check_layer_counts, kept_units, pruning_of, stack_name
+from .label_words import build_label_words
+from .metadata import LABEL_WORDS, blocks_described, check_layer_counts, kept_units, pruning_of, stack_name
 
 
 def install_build_hook() -> None:
@@ -37,10 +38,14 @@ def install_build_hook() -> None:
 def build_pruned(model: PreTrainedModel) -> None:
     """Cuts a freshly built model to the sizes in its config, if it holds the blocks; does nothing the second time.
 
+    Where the config tells of a head of label words, the model gets that, too.
+
     Raises:
         PruningError: the metadata does not fit the model; nothing has been cut.
     """
     data = pruning_of(model.config)
+    if data is not None and LABEL_WORDS in data:
+        build_label_words(model, data[LABEL_WORDS])
     if data is None or not (data["blocks"] or data.get("layers")):
         return  # dense, or with zeros for weights, which need no cut
     blocks = blocks_described(data, read_blocks(model))

@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig
 
 from ...errors import PruningError
-from ...strategies.static_mask import StaticMaskSettings, StaticPruningConfig
+from ...strategies.static_mask import StaticMaskSettings, StaticPruningConfig, read_label_words
 
 
 class StaticMaskType(str, enum.Enum):  # noqa: UP042
@@ -19,6 +19,8 @@ class StaticMaskType(str, enum.Enum):  # noqa: UP042
 
 
 PEFT_TYPE = StaticMaskType.STATIC_MASK
+# What PEFT adds to `modules_to_save` by itself, according to the task.
+_HEADS = ("classifier", "score", "qa_outputs")
 
 
 @dataclass
@@ -29,7 +31,7 @@ class StaticMaskConfig(StaticMaskSettings, PeftConfig):
         Trainer(model, ..., callbacks=[PruningCallback()]).train()
 
     The base model's weights never change. Scores exist only while the adapter is trained; what is saved is one bit per
-    weight, and what `modules_to_save` trains.
+    weight, and what `modules_to_save` trains: by default the task head, or nothing if there are `label_words`.
 
     Raises:
         PruningError: a setting out of range.
@@ -51,6 +53,12 @@ class StaticMaskConfig(StaticMaskSettings, PeftConfig):
     base_fingerprint: str | None = field(
         default=None, metadata={"help": "Of the weights that the mask belongs to; written by the library."}
     )
+    label_word_ids: dict[str, int] | None = field(
+        default=None, metadata={"help": "The token of each label's word; written by the library."}
+    )
+    mask_token_id: int | None = field(
+        default=None, metadata={"help": "The mask token, for label_word_head='mlm'; written by the library."}
+    )
     check_base: bool = field(
         default=True,
         metadata={"help": "Refuse a base model whose weights are not those that the mask was made for. Not stored."},
@@ -62,6 +70,21 @@ class StaticMaskConfig(StaticMaskSettings, PeftConfig):
         if self.base_fingerprint is not None and not isinstance(self.base_fingerprint, str):
             raise PruningError(f"base_fingerprint={self.base_fingerprint!r} must be a string.")
         self.pruning_config()
+        self.label_words = read_label_words(self.label_words)
+        self._check_label_words()
+
+    def _check_label_words(self) -> None:
+        trained = [name for name in self.modules_to_save or () if name in _HEADS]
+        if self.label_words is not None and trained:
+            raise PruningError(
+                f"modules_to_save={self.modules_to_save!r} would train {trained[0]}, which label_words stand in for."
+                " Leave one of the two out."
+            )
+        ids = self.label_word_ids
+        if ids is not None and not (isinstance(ids, dict) and all(map(_is_id, ids.values()))):
+            raise PruningError(f"label_word_ids={ids!r} must be a token's number for every label.")
+        if self.mask_token_id is not None and not _is_id(self.mask_token_id):
+            raise PruningError(f"mask_token_id={self.mask_token_id!r} must be a token's number.")
 
     def pruning_config(self) -> StaticPruningConfig:
         """The same settings for a strategy; also their check."""
@@ -75,7 +98,14 @@ class StaticMaskConfig(StaticMaskSettings, PeftConfig):
         """What `adapter_config.json` holds."""
         settings: dict[str, Any] = super().to_dict()
         del settings["check_base"]
+        if self.label_words is not None:
+            names = [name for name in settings["modules_to_save"] or () if name not in _HEADS]
+            settings["modules_to_save"] = names or None
         for name, value in settings.items():
             if isinstance(value, set):
                 settings[name] = sorted(value)
         return settings
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -19,6 +19,7 @@ from ...surgery.own_configs import give_own_configs
 from ...surgery.weight_metadata import write_weight_metadata
 from .config import StaticMaskConfig
 from .fingerprint import fingerprint
+from .heads import adapter_head, head_of, switch_in, switch_off
 from .layer import PREFIX, StaticMaskLayer
 from .masks import AdapterMasks
 from .pruner import AdapterPruner
@@ -39,8 +40,11 @@ class StaticMaskModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: StaticMaskConfig, model: nn.Module) -> None:
-        """Chooses the layers, before any is touched, and makes sure that the weights are those of the mask."""
-        self._check_name(peft_config, model)
+        """Chooses the layers, before any is touched, and makes sure that the weights are those of the mask.
+
+        Label words get their place here, since PEFT goes on to decide what of the head is trained.
+        """
+        name = self._check_name(peft_config, model)
         matrices = choose_matrices(model, peft_config.pruning_config().targets, only_layers=True)
         for matrix in matrices:
             _check_layer(model, matrix)
@@ -54,10 +58,13 @@ class StaticMaskModel(BaseTuner):
                 " Load the base model as it was then, or pass config=StaticMaskConfig.from_pretrained(...,"
                 " check_base=False)."
             )
+        head = adapter_head(peft_config, model)
+        if head is not None:
+            switch_in(cast(PreTrainedModel, model), name, head)
         peft_config.target_modules = {matrix.module for matrix in matrices}
         peft_config.exclude_modules = None
 
-    def _check_name(self, peft_config: StaticMaskConfig, model: nn.Module) -> None:
+    def _check_name(self, peft_config: StaticMaskConfig, model: nn.Module) -> str:
         """PEFT keeps the configurations of all adapters in a model by name, whatever their kind."""
         name = next(name for name, config in self.peft_config.items() if config is peft_config)
         module: Any
@@ -68,6 +75,7 @@ class StaticMaskModel(BaseTuner):
                     f"The model has an adapter {name!r} of another kind ({type(module).__name__}). Give this one"
                     " another name: get_peft_model(..., adapter_name=...)."
                 )
+        return name
 
     def _create_and_replace(
         self,
@@ -131,15 +139,21 @@ class StaticMaskModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """A merged model says in its config what was removed, as one does that was pruned in place."""
-        names = self._own(adapter_names or self.active_adapters)
-        settings = {name: self.peft_config[name].pruning_config().to_dict() for name in names}
-        masks = {name: AdapterMasks(self.model, name) for name in names}
+        """A merged model says in its config what was removed, as one does that was pruned in place.
+
+        If the adapter has label words, they take the place of its head for good.
+        """
+        own = {name: self.peft_config[name] for name in self._own(adapter_names or self.active_adapters)}
+        masks = {name: AdapterMasks(self.model, name) for name in own}
+        heads = [head_of(self.model, name) for name in own] if merge else []
+        switch_off(self.model, self._own(self.peft_config))
         model: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         if merge and isinstance(model, PreTrainedModel):
             give_own_configs(model, UndoLog())
-            for name in names:
-                write_weight_metadata(model.config, settings[name], masks[name])
+            for head in filter(None, heads):
+                head.put_into(model).settle()
+            for name, config in own.items():
+                write_weight_metadata(model.config, config.pruning_config().to_dict(), masks[name])
         return model
 
     def static_mask_pruning_config(self) -> StaticPruningConfig:

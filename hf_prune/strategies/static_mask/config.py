@@ -15,8 +15,9 @@ class StaticPruningConfig(StaticMaskSettings, ScheduledPruningConfig):
 
     Every weight has a score that learns by the straight-through gradient, and the highest scores' weights stay.
     Projections in the layers are pruned, embeddings and poolers only if `target_modules` names them. Nothing of the
-    base model is trained, only the task head, with the training loop's own optimizer. The same as a PEFT adapter, which
-    leaves the base model whole and is a few megabytes on disk, is `StaticMaskConfig`.
+    base model is trained, only the task head, with the training loop's own optimizer; and with `label_words` not even
+    that. The same as a PEFT adapter, which leaves the base model whole and is a few megabytes on disk, is
+    `StaticMaskConfig`.
     """
 
     strategy: ClassVar[str] = "static_mask"
@@ -28,6 +29,10 @@ class StaticPruningConfig(StaticMaskSettings, ScheduledPruningConfig):
         "schedule",
         "regularization",
         "score_learning_rate",
+        "label_words",
+        "label_word_head",
+        "label_word_model",
+        "label_word_tokenizer",
     )
 
     def __post_init__(self) -> None:

@@ -21,13 +21,10 @@ class Stillness:
 
     def __init__(self, model: Any, masked: Iterable[nn.Parameter] = ()) -> None:
         self._masked = list(masked)
-        self._before = [(parameter, parameter.requires_grad) for parameter in (*_base(model), *self._masked)]
-        for parameter, _ in self._before:
-            parameter.requires_grad_(False)
-        self._handles = []
+        self._thaw = freeze_before_optimizer(model, self._masked)
         for parameter in self._masked:
             parameter.requires_grad_(True)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(_drop))
+        self._handles = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in self._masked]
 
     def drop_gradients(self) -> None:
         """For gradients that DDP has put back."""
@@ -38,11 +35,9 @@ class Stillness:
         """Every parameter learns or not as it did before."""
         for handle in self._handles:
             handle.remove()
-        for parameter, learns in reversed(self._before):
-            parameter.requires_grad_(learns)
-            if not learns:
-                parameter.grad = None
-        self._handles, self._before = [], []
+        self.drop_gradients()
+        self._thaw()
+        self._handles, self._masked = [], []
 
 
 def freeze_before_optimizer(model: Any, matrices: Iterable[nn.Parameter]) -> Callable[[], None]:
@@ -58,6 +53,7 @@ def freeze_before_optimizer(model: Any, matrices: Iterable[nn.Parameter]) -> Cal
     def undo() -> None:
         for parameter, learns in reversed(before):
             parameter.requires_grad_(learns)
+        before.clear()
 
     return undo
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...budget import allocate_by_score, kept_count, masks_by_matrix, masks_over
+from ...budget import allocate_by_score, masks_by_matrix, masks_over, masks_over_all
 from ...gates import MatrixMasks
 from ...scores import MovementScores, cubic_sparsity
 from ..scheduled_masks import ScheduledMaskPruner
@@ -34,7 +34,7 @@ class StaticMaskPruner(ScheduledMaskPruner):
         if config.masking == "local":
             return masks_by_matrix(scores, value)
         if config.masking == "global":
-            return masks_over(scores, kept_count(sum(score.numel() for score in scores), value))
+            return masks_over_all(scores, value)
         kinds = [matrix.kind for matrix in self.masks.matrices]
         return masks_by_kind(scores, kinds, value, config.score_temperature)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import PruningError
-from ...weight_config import is_number
+from ...setting_checks import check_choices, check_not_negative, check_sparsity, is_number
 
 MASKINGS = ("local", "score", "global")
 SCHEDULES = {"cubic": 3, "linear": 1}
+LABEL_WORD_HEADS = ("embeddings", "mlm")
 _LOW_SPARSITY = 0.3
 
 
@@ -53,6 +55,27 @@ class StaticMaskSettings:
         metadata={"help": "Factor of the scores' mean sigmoid in the loss; rises from 0 over the training."},
     )
     score_learning_rate: float = field(default=2e-2, metadata={"help": "Of the scores; falls linearly to zero."})
+    label_words: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of training the head: a word for every label, whose score is the label's, as"
+            " 'positive=great,negative=terrible' or JSON. For question answering the labels are 'start' and 'end'."
+        },
+    )
+    label_word_head: str = field(
+        default="embeddings",
+        metadata={
+            "help": "What scores label words: 'embeddings' (the model's own word embeddings, at the first token) or"
+            " 'mlm' (the head of the masked language model, at the mask token where a text has one)."
+        },
+    )
+    label_word_model: str | None = field(
+        default=None,
+        metadata={"help": "label_word_head='mlm': name or folder of that model. Default: the model's own."},
+    )
+    label_word_tokenizer: str | None = field(
+        default=None, metadata={"help": "Name or folder of the tokenizer for label_words. Default: the model's own."}
+    )
 
     @property
     def score_temperature(self) -> float:
@@ -68,16 +91,65 @@ class StaticMaskSettings:
 
 
 def check_static_settings(settings: Any) -> None:
-    """Raises a PruningError where a setting of its own is out of range; when pruning happens is checked elsewhere."""
-    value = settings.sparsity
-    if value is None or not is_number(value) or not 0 <= value < 1:
-        raise PruningError(f"sparsity={value!r} must lie in [0, 1): it is the fraction of the weights to remove.")
-    for name, allowed in (("masking", MASKINGS), ("schedule", tuple(SCHEDULES))):
-        if getattr(settings, name) not in allowed:
-            raise PruningError(f"{name}={getattr(settings, name)!r} is unknown; use one of {', '.join(allowed)}.")
-    for name in ("regularization", "score_learning_rate"):
-        if not is_number(getattr(settings, name)) or getattr(settings, name) < 0:
-            raise PruningError(f"{name}={getattr(settings, name)!r} must be a number of at least 0.")
+    """Raises a PruningError where a setting of its own is out of range; when pruning happens is checked elsewhere.
+
+    Label words that are given as a text become a dictionary.
+    """
+    check_sparsity(settings, "sparsity")
+    check_choices(settings, masking=MASKINGS, schedule=SCHEDULES)
+    check_not_negative(settings, "regularization", "score_learning_rate")
     value = settings.temperature
     if value is not None and not (is_number(value) and value > 0):
         raise PruningError(f"temperature={value!r} must be a number above 0.")
+    _check_label_words(settings)
+
+
+def _check_label_words(settings: Any) -> None:
+    """The words by label, and nothing about them where there are none."""
+    settings.label_words = read_label_words(settings.label_words)
+    check_choices(settings, label_word_head=LABEL_WORD_HEADS)
+    by_model = settings.label_word_head == "mlm"
+    given = {
+        "label_word_head": "mlm" if by_model else None,
+        "label_word_model": settings.label_word_model,
+        "label_word_tokenizer": settings.label_word_tokenizer,
+    }
+    for name, value in given.items():
+        if value is not None and (settings.label_words is None or not isinstance(value, str)):
+            raise PruningError(f"{name}={value!r} must be a text, and is about label_words: give these, too.")
+    if settings.label_word_model is not None and not by_model:
+        raise PruningError(f"label_word_model={settings.label_word_model!r} needs label_word_head='mlm'.")
+
+
+def read_label_words(value: Any) -> dict[str, str] | None:
+    """Label words by label, from a dictionary, its JSON, or 'label=word,label=word'.
+
+    Raises:
+        PruningError: it is none of these, or empty.
+    """
+    if value is None:
+        return None
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value) if value.lstrip().startswith("{") else _read_pairs(value)
+        except ValueError:
+            found = None
+    if (
+        isinstance(found, dict)
+        and found
+        and all(isinstance(part, str) and part for item in found.items() for part in item)
+    ):
+        return dict(found)
+    raise PruningError(
+        f"label_words={value!r} must be a word for every label: {{'positive': 'great', 'negative': 'terrible'}}, or as"
+        " text 'positive=great,negative=terrible'."
+    )
+
+
+def _read_pairs(text: str) -> dict[str, str]:
+    pairs = [part.split("=") for part in text.split(",")]
+    found = {label.strip(): word.strip() for label, word in pairs}
+    if len(found) < len(pairs):
+        raise ValueError("a label is there twice")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...anatomy import inner_model
 from ...errors import PruningError
 from ...gates import WeightMasks
 from ...report.result import PruningResult
@@ -12,20 +13,25 @@ from ...scores import MovementScores
 from ..mask_pruner import chosen
 from .config import StaticPruningConfig
 from .freezing import Stillness, freeze_before_optimizer
+from .label_words import put_label_words
 from .rule import StaticMaskPruner
 
 
 class StaticPruner(StaticMaskPruner):
-    """Masks on the weights themselves: every checkpoint is an ordinary one, and kept weights never change."""
+    """Masks on the weights themselves: every checkpoint is an ordinary one, and kept weights never change.
+
+    With label words the checkpoints hold their head instead of the model's own, and need hf_prune to be loaded.
+    """
 
     def __init__(self, model: Any, config: StaticPruningConfig, steps: int) -> None:
         matrices = chosen(model, config, only_layers=True)
         scores = MovementScores(matrices, config.score_learning_rate, frozen=True)
+        self._head = put_label_words(inner_model(model), config)
         self._still = Stillness(model, (matrix.parameter for matrix in matrices))
         try:
             masks = WeightMasks(matrices, scores.watch)
         except BaseException:
-            self._still.end()
+            self._end(keep_head=False)
             raise
         super().__init__(model, config, steps, masks, scores)
         scores.attach(masks)
@@ -37,13 +43,21 @@ class StaticPruner(StaticMaskPruner):
     def finish(self) -> PruningResult:
         """A model with zeros, of which everything learns again that did before."""
         result = super().finish()
-        self._still.end()
+        self._end(keep_head=True)
         return result
 
     def abandon(self, *, restore: bool = True) -> None:
         """The weights as they were."""
         super().abandon(restore=restore)
+        self._end(keep_head=False)
+
+    def _end(self, *, keep_head: bool) -> None:
         self._still.end()
+        if self._head is not None:
+            if keep_head:
+                self._head.settle()
+            else:
+                self._head.remove()
 
 
 class _StaticMaskTraining:
@@ -63,7 +77,9 @@ class _StaticMaskTraining:
         return pruner
 
     def prepare(self, model: Any, config: StaticPruningConfig) -> Callable[[], None] | None:
-        """Freezes what does not learn, before an optimizer or DDP is made.
+        """Freezes what does not learn, before an optimizer or DDP is made or a checkpoint is loaded.
+
+        With label words their head is put in place; that stays, since it is the pruner's to take off.
 
         Returns:
             What undoes it; None where there is nothing to freeze.
@@ -71,6 +87,7 @@ class _StaticMaskTraining:
         if hasattr(model, "static_mask_pruner"):
             return None
         matrices = chosen(model, config, only_layers=True)
+        put_label_words(inner_model(model), config)
         return freeze_before_optimizer(model, [matrix.parameter for matrix in matrices])
 
 
