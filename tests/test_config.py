@@ -70,6 +70,7 @@ class TestBudgets:
         ("solver", "cg", "solver='cg' is unknown"),
         ("damp", -1.0, "damp=-1.0 must be a number of at least 0"),
         ("damp", float("nan"), "damp=nan must be a number of at least 0"),
+        ("damp", float("inf"), "damp=inf must be a number of at least 0"),
         ("damp", "1", "damp='1' must be a number of at least 0"),
         ("refit_examples", 0, "refit_examples=0 must be a whole number of at least 1"),
         ("refit_examples", "all", "refit_examples='all' must be a whole number"),
@@ -123,7 +124,8 @@ class TestTargets:
 
 class TestRegistry:
     def test_strategies_are_known_by_name(self, toy: type[ToyConfig]) -> None:
-        assert strategy_names() == ("fisher", "hold", "magnitude", "movement", "random", "static_mask", "toy")
+        names = "fisher head_importance hold l0 layer_drop magnitude movement random single_shot snip static_mask toy"
+        assert strategy_names() == tuple(names.split())
         assert config_class_of("fisher") is FisherPruningConfig
         assert strategy_for(FisherPruningConfig(flops=0.5)) is prune_by_fisher
         assert strategy_for(toy(flops=0.5)) == "toy strategy"
@@ -242,6 +244,8 @@ class TestScripts:
     def test_parser_gives_the_defaults(self, name: str) -> None:
         config_class = config_class_of(name)
         budgets = {"hold": {}, "movement": {"sparsity": 0.5}, "static_mask": {"sparsity": 0.5}}
+        budgets |= {"head_importance": {"heads": 0.5}, "layer_drop": {"layers": 0.5}}
+        budgets |= {"single_shot": {"pruner_name_or_path": "pruner", "input_type": "pair"}}
         budget = budgets.get(name, {"flops": 0.5})
         words = [word for setting, value in budget.items() for word in (f"--{setting}", str(value))]
         [parsed] = HfArgumentParser(config_class).parse_args_into_dataclasses(words)

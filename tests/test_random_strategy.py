@@ -115,6 +115,16 @@ def test_scores_are_numbers_of_parameters_times_a_uniform_draw() -> None:
     assert len(shares.unique()) == len(shares)
 
 
+def test_every_layer_loses_the_same_number_of_heads_at_random() -> None:
+    plans = [prune_model(build("bert"), random_config(heads=0.5, seed=seed)).plan for seed in (1, 1, 2)]
+    heads, filters = ([key for key in plans[0].kept if key.endswith(end)] for end in ("attention", "intermediate"))
+    assert [len(plans[0].kept[key]) for key in heads] == [2, 2, 2]
+    assert [len(plans[0].kept[key]) for key in filters] == [48, 48, 48]
+    assert plans[0] == plans[1] != plans[2]
+    emptied = prune_model(build("bert"), random_config(heads=0.2, allow_empty_layers=True)).plan
+    assert [len(emptied.kept[key]) for key in heads] == [0, 0, 0]
+
+
 def test_lengths_come_from_the_config_the_data_or_the_positions() -> None:
     lengths = {"sequence_length": 7}
     assert prune_model(build("bert"), random_config(params=0.5, **lengths)).report.sequence_length == 7
@@ -146,6 +156,10 @@ def test_layers_that_are_emptied_and_do_nothing_go() -> None:
     [
         ({}, "needs exactly one budget"),
         ({"params": 0.5, "flops": 0.5}, "needs exactly one budget"),
+        ({"heads": 0.5, "layers": 2}, "needs exactly one budget"),
+        ({"heads": 0.5, "sparsity": 0.5}, "needs exactly one budget"),
+        ({"heads": 1.5}, r"heads=1\.5 must lie in \(0, 1\]"),
+        ({"params": 0.5, "allow_empty_layers": True}, "use it with heads="),
         ({"params": 0.5, "seed": -1}, "seed=-1 must be a whole number"),
         ({"params": 0.5, "seed": 1.5}, "seed=1.5 must be a whole number"),
         ({"params": 0.5, "seed": True}, "seed=True must be a whole number"),

@@ -7,7 +7,7 @@ pre-hook, so nothing in the modelling code or in the state dict changes, and rem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -18,18 +18,29 @@ from ..anatomy import Block, describe_model, groups_of, linear_at, weight_of
 from ..errors import PruningError
 from .expert_gates import ExpertGates
 
+GateValue = torch.Tensor | Callable[[], torch.Tensor]
+
 
 class UnitGate:
     """The multiplier on one block, called as a forward pre-hook of its output projection.
 
-    Attributes:
-        value: `[units]`, or `[examples, units]` for a gate per example.
+    Args:
+        value: `[units]`, or `[examples, units]` for a gate per example; or a function that gives it for every pass.
         block: the block.
     """
 
-    def __init__(self, value: torch.Tensor, block: Block) -> None:
-        self.value = value
+    def __init__(self, value: GateValue, block: Block) -> None:
+        self._value = value
         self.block = block
+
+    @property
+    def value(self) -> torch.Tensor:
+        """What the gate multiplies with."""
+        return self._value if isinstance(self._value, torch.Tensor) else self._value()
+
+    @value.setter
+    def value(self, value: GateValue) -> None:
+        self._value = value
 
     def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (gate_columns(args[0], self.block.spread(self.value)), *args[1:])
@@ -58,7 +69,7 @@ class UnitGates:
         gates: one `UnitGate` per block; assign to a gate's `value` to change it.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[Block], values: Iterable[torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[Block], values: Iterable[GateValue]) -> None:
         self._slot: tuple[nn.Module, str] | None = None
         self.blocks = tuple(blocks)
         self.gates = [UnitGate(value, block) for block, value in zip(self.blocks, values, strict=True)]

@@ -33,6 +33,52 @@ UNIT_CITATIONS = {
   year      = {2022}
 }""",
     ),
+    "head_importance": Citation(
+        text="Michel et al., 2019, Are Sixteen Heads Really Better than One?, NeurIPS",
+        url="https://arxiv.org/abs/1905.10650",
+        bibtex="""\
+@inproceedings{michel2019sixteen,
+  title     = {Are Sixteen Heads Really Better than One?},
+  author    = {Michel, Paul and Levy, Omer and Neubig, Graham},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2019}
+}""",
+    ),
+    "l0": Citation(
+        text="Louizos et al., 2018, Learning Sparse Neural Networks through L0 Regularization, ICLR",
+        url="https://arxiv.org/abs/1712.01312",
+        bibtex="""\
+@inproceedings{louizos2018learning,
+  title     = {Learning Sparse Neural Networks through {$L_0$} Regularization},
+  author    = {Louizos, Christos and Welling, Max and Kingma, Diederik P.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}""",
+    ),
+    "layer_drop": Citation(
+        text="Sajjad et al., 2023, On the Effect of Dropping Layers of Pre-trained Transformer Models, Computer Speech"
+        " & Language",
+        url="https://arxiv.org/abs/2004.03844",
+        bibtex="""\
+@article{sajjad2023effect,
+  title   = {On the Effect of Dropping Layers of Pre-trained Transformer Models},
+  author  = {Sajjad, Hassan and Dalvi, Fahim and Durrani, Nadir and Nakov, Preslav},
+  journal = {Computer Speech \\& Language},
+  volume  = {77},
+  year    = {2023}
+}""",
+    ),
+    "single_shot": Citation(
+        text="Zhang et al., 2020, Know What You Don't Need: Single-Shot Meta-Pruning for Attention Heads",
+        url="https://arxiv.org/abs/2011.03770",
+        bibtex="""\
+@article{zhang2020know,
+  title   = {Know What You Don't Need: Single-Shot Meta-Pruning for Attention Heads},
+  author  = {Zhang, Zhengyan and Qi, Fanchao and Liu, Zhiyuan and Liu, Qun and Sun, Maosong},
+  journal = {arXiv preprint arXiv:2011.03770},
+  year    = {2020}
+}""",
+    ),
 }
 
 WEIGHT_CITATIONS = {

@@ -1,28 +1,47 @@
 """How important each unit is."""
 
-from .gradient_rows import GradientRows
+from .activations import smallest_mean, unused
+from .gradient_rows import GradientRows, collect_gradients
 from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
+from .head_importance import head_importance
 from .importance import fisher_scores, gradient_scores, magnitude_scores, random_scores
+from .layer_influence import block_influence
+from .learnt_gates import LearntGates, expected_cost, penalty_slope
+from .model_labels import iterate_model_gradients, label_direction, with_drawn_labels
 from .movement import MovementScores, ParameterScores
+from .removal import RemovalCurve, removal_curve
 from .schedule import PruningSchedule, cubic_sparsity
 from .weights import MagnitudeScores, RandomScores, WeightScores
 
 __all__ = [
     "GradientRows",
+    "LearntGates",
     "MagnitudeScores",
     "MovementScores",
     "ParameterScores",
     "PruningSchedule",
     "RandomScores",
+    "RemovalCurve",
     "WeightScores",
+    "block_influence",
+    "collect_gradients",
     "cubic_sparsity",
     "evaluating",
+    "expected_cost",
     "fisher_gradients",
     "fisher_scores",
     "frozen",
     "gradient_scores",
+    "head_importance",
     "iterate_gradients",
+    "iterate_model_gradients",
+    "label_direction",
     "magnitude_scores",
     "modes_restored",
+    "penalty_slope",
     "random_scores",
+    "removal_curve",
+    "smallest_mean",
+    "unused",
+    "with_drawn_labels",
 ]

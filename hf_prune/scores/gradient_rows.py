@@ -1,10 +1,15 @@
-"""Per-example gate gradients of one block over many examples, in bounded memory."""
+"""Per-example gate gradients over many examples, in bounded memory."""
 
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
+from ..anatomy import ModelAnatomy
+from ..calibration import CalibrationData
 from ..errors import PruningError
+from .gradients import iterate_gradients
 
 
 class GradientRows:
@@ -54,3 +59,16 @@ class GradientRows:
         if not self._keep_rows:
             raise PruningError("The rows of these gradients were not kept; collect them with keep_rows=True.")
         return torch.cat(self._parts)
+
+
+def collect_gradients(
+    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData, keep_rows: bool = True
+) -> dict[str, GradientRows]:
+    """Gate gradients of every block over this process's calibration data, by block key."""
+    rows = {block.key: GradientRows(block.units, model.device, keep_rows) for block in anatomy.blocks}
+    for gradients in iterate_gradients(
+        model, anatomy, tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
+    ):
+        for block, gradient in zip(anatomy.blocks, gradients, strict=True):
+            rows[block.key].add(gradient)
+    return rows

@@ -73,7 +73,7 @@ def iterate_gradients(
                     f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
                     " precision, labels out of range, or NaN in the inputs."
                 )
-            gradients = _gradients([loss.total], gates, keep_graph=False)
+            gradients = weighted_gradients([loss.total], gates, keep_graph=False)
             reached = [seen or bool(gradient.any()) for seen, gradient in zip(reached, gradients, strict=True)]
             if not checked and example_count(batch) > 1:
                 _check_independence(model, anatomy, batch)
@@ -136,7 +136,7 @@ class _Loss:
 def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch) -> tuple[list[torch.Tensor], _Loss]:
     """The summed per-example loss of a batch, and the per-example gates that it depends on."""
     examples = example_count(batch)
-    _check_batch(model, batch, examples)
+    check_batch(model, batch, examples)
     gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in blocks]
     # In an encoder-decoder the mask is the encoder's, and the loss the decoder's.
     valid = None if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)
@@ -152,22 +152,24 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
     if loss is None:
         raise PruningError(
             f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
-            " missing. Add the label column, or choose a score that needs none (importance='magnitude')."
+            " missing. Add the label column, or choose scores that need none:"
+            " FisherPruningConfig(importance='magnitude')."
         )
     if not mode.terms and examples > 1:
         raise PruningError(
             f"The loss of {type(model).__name__} is none of the known averaging losses, so it cannot be split by"
-            " example. Use a calibration batch size of 1 or importance='magnitude'."
+            " example. Use a calibration batch size of 1 or FisherPruningConfig(importance='magnitude')."
         )
     return gates, _Loss(loss.sum(), mode.terms, getattr(output, "aux_loss", None) is not None)
 
 
-def _check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
+def check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
     """Refuses what is known in advance to have no loss of each example's own."""
     if batch.get("return_loss") or ("return_loss" in _parameters(model) and "labels" not in batch):
         raise PruningError(
             f"The loss of {type(model).__name__} compares the examples of a batch with each other (it is contrastive),"
-            " so per-example gradients do not exist. Use importance='magnitude', or a model with a classification head."
+            " so per-example gradients do not exist. Use FisherPruningConfig(importance='magnitude'), or a model with a"
+            " classification head."
         )
     if examples == 1:
         return
@@ -176,7 +178,7 @@ def _check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
             raise PruningError(
                 f"{name} of shape {tuple(value.shape)} has no rows for each of the {examples} examples of its batch"
                 " (packed image patches, for instance), so gradients cannot be told apart by example. Use a"
-                " calibration batch size of 1 or importance='magnitude'."
+                " calibration batch size of 1 or FisherPruningConfig(importance='magnitude')."
             )
 
 
@@ -186,18 +188,19 @@ def _parameters(model: PreTrainedModel) -> Collection[str]:
 
 def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> None:
     """Refuses losses that are no sum over examples: contrastive losses, statistics of a batch, unknown averages."""
-    pair = _rows(batch, 0, 2)
+    pair = some_examples(batch, 0, 2)
     gates, loss = _gated_loss(model, anatomy.blocks, pair)
-    if any(gradient[1:].any() for gradient in _gradients([term[0] for term in loss.terms], gates)):
+    if any(gradient[1:].any() for gradient in weighted_gradients([term[0] for term in loss.terms], gates)):
         raise PruningError(
             f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"
             " exist (or its layers do not keep the examples in the first dimension). Use a calibration batch size of 1,"
-            " importance='magnitude', or a head whose loss is a sum over examples."
+            " FisherPruningConfig(importance='magnitude'), or a head whose loss is a sum over examples."
         )
     _check_terms(model, gates, loss)
     with torch.no_grad():
         alone = sum(
-            model(**{**_rows(batch, index, index + 1), "return_dict": True}).loss.sum().item() for index in range(2)
+            model(**{**some_examples(batch, index, index + 1), "return_dict": True}).loss.sum().item()
+            for index in range(2)
         )
     together = loss.total.item()
     # An example without any label has no loss of its own, and nothing to compare with.
@@ -205,15 +208,15 @@ def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Ba
         raise PruningError(
             f"The loss of {type(model).__name__} on two examples, {together:.4g}, is not the sum of what the model"
             f" gives for each example alone, {alone:.4g}: part of it is averaged in a way that cannot be split by"
-            " example. Use a calibration batch size of 1 or importance='magnitude'."
+            " example. Use a calibration batch size of 1 or FisherPruningConfig(importance='magnitude')."
         )
 
 
 def _check_terms(model: PreTrainedModel, gates: Sequence[torch.Tensor], loss: _Loss) -> None:
     """Refuses losses with a part besides the averages that were split: a router's balance, a regulariser."""
-    shares = _gradients([loss.total], loss.terms)
-    whole = _gradients([loss.total], gates)
-    explained = _gradients(loss.terms, gates, shares)
+    shares = weighted_gradients([loss.total], loss.terms)
+    whole = weighted_gradients([loss.total], gates)
+    explained = weighted_gradients(loss.terms, gates, shares)
     largest = max((float(gradient.abs().max()) for gradient in whole if gradient.numel()), default=0.0)
     differences = [float((a - b).abs().max()) for a, b in zip(whole, explained, strict=True) if a.numel()]
     tolerance = SAME_GRADIENT.get(model.dtype, SAME_LOSS)
@@ -223,11 +226,11 @@ def _check_terms(model: PreTrainedModel, gates: Sequence[torch.Tensor], loss: _L
     advice = "Set model.config.output_router_logits = False, or use" if loss.balances_experts else "Use"
     raise PruningError(
         f"The loss of {type(model).__name__} has {what} besides the average over examples, which cannot be split by"
-        f" example. {advice} a calibration batch size of 1 or importance='magnitude'."
+        f" example. {advice} a calibration batch size of 1 or FisherPruningConfig(importance='magnitude')."
     )
 
 
-def _gradients(
+def weighted_gradients(
     outputs: Sequence[torch.Tensor],
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor] | None = None,
@@ -248,7 +251,7 @@ def _gradients(
     )
 
 
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
+def some_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Some examples of a batch; what does not belong to single examples stays as it is."""
     examples = example_count(batch)
     return {key: value[start:stop] if _has_rows(value, examples) else value for key, value in batch.items()}

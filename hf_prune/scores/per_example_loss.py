@@ -134,7 +134,7 @@ def _cannot_be_told_apart(values: int, examples: int) -> str:
     return (
         f"The model computes its loss on {values} values for a batch of {examples} examples, so they cannot be told"
         " apart. Use a calibration batch size of 1, or scores that need no per-example gradients"
-        " (importance='magnitude')."
+        " (FisherPruningConfig(importance='magnitude'))."
     )
 
 

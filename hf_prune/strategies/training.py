@@ -17,7 +17,7 @@ from ..config import PruningConfig
 from ..errors import PruningError
 from ..report.result import PruningResult
 from ..scores import PruningSchedule
-from ..weight_config import ScheduledPruningConfig
+from ..weight_config import ScheduledPruningConfig, TimedPruningConfig
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class TrainingPruner(ABC):
         config: what was asked for.
         steps: optimizer steps of the whole training; 0 for pruning at one go.
         step: how many have been made.
+        followed: torch's optimizer that it follows, if it does.
     """
 
     def __init__(self, model: Any, config: Any, steps: int) -> None:
@@ -41,6 +42,7 @@ class TrainingPruner(ABC):
         self.step = 0
         self._last_made: int | None = None
         self._handles: list[RemovableHandle] = []
+        self.followed: torch.optim.Optimizer | None = None
 
     @property
     def inner(self) -> PreTrainedModel:
@@ -79,6 +81,7 @@ class TrainingPruner(ABC):
                 )
         self.let_go()
         self.take_scaler(getattr(optimizer, "scaler", None))
+        self.followed = inner
         self._handles = [
             inner.register_step_pre_hook(self._stepping),
             inner.register_step_post_hook(self._stepped),
@@ -160,8 +163,7 @@ def schedule_of(
 
     Warns where training ends before the schedule does.
     """
-    start, end = (_step_of(value, steps) if steps else 0 for value in (config.begin, config.end))
-    schedule = PruningSchedule(start, max(start, end), config.frequency, initial, final, power)
+    schedule = PruningSchedule(*first_and_last_step(config, steps), config.frequency, initial, final, power)
     if steps and schedule.end > steps:
         logger.warning(
             "The pruning schedule of %s ends at step %d, but training does at step %d: it will get to %.4g instead of"
@@ -174,6 +176,12 @@ def schedule_of(
             config.end,
         )
     return schedule
+
+
+def first_and_last_step(config: TimedPruningConfig, steps: int) -> tuple[int, int]:
+    """`begin` and `end` as numbers of steps, in a training of `steps` optimizer steps; with 0 both are 0."""
+    start, end = (_step_of(value, steps) if steps else 0 for value in (config.begin, config.end))
+    return start, max(start, end)
 
 
 def check_trains(config: PruningConfig, steps: int) -> None:

@@ -56,7 +56,7 @@ def test_settings_are_told_by_strategy_where_they_differ(monkeypatch: pytest.Mon
 
 def test_a_setting_of_some_strategies_names_them() -> None:
     settings = found()
-    assert settings["scope"].help_text.endswith("Default: matrix. (Strategy: magnitude, movement, random.)")
+    assert settings["pattern"].help_text.endswith("(Strategy: magnitude, movement, random.)")
     assert settings["importance"].help_text.endswith("Default: fisher. (Strategy: fisher.)")
     assert "Strategy:" not in settings["target_modules"].help_text
 
@@ -64,12 +64,15 @@ def test_a_setting_of_some_strategies_names_them() -> None:
 def test_budgets_come_first_and_sparsity_is_one() -> None:
     settings = settings_at_once()
     budgets = [setting.item.name for setting in settings if setting.budget]
-    assert budgets == ["flops", "params", "latency", "latency_ms", "sparsity"]
+    assert budgets == ["flops", "params", "latency", "latency_ms", "heads", "layers", "sparsity"]
     assert [setting.item.name for setting in settings[: len(budgets)]] == budgets
 
 
 def test_every_setting_is_there_but_those_of_a_training() -> None:
-    everything = {item.name for name in strategy_names() for item in fields(config_class_of(name))}
-    in_training = {"begin", "end", "frequency", "initial_sparsity", "after", "regularization", "score_learning_rate"}
-    in_training |= {"masking", "temperature", "schedule"}
-    assert set(found()) == everything - in_training
+    settings = found()
+    for strategy in strategy_names():
+        config = config_class_of(strategy)
+        for item in fields(config):
+            if config.at_once and item.name not in config.IN_TRAINING:
+                assert item.name in settings
+    assert not settings.keys() & {"begin", "frequency", "score_learning_rate", "gate_learning_rate", "theta", "masking"}

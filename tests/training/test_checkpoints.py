@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 
 from hf_prune import (
     HoldPruningConfig,
+    L0PruningConfig,
     MagnitudePruningConfig,
     MovementPruningConfig,
     PruningCallback,
@@ -49,6 +50,7 @@ CONFIGS: dict[str, PruningConfig] = {
     "movement": MovementPruningConfig(sparsity=0.6, score_learning_rate=0.1),
     "soft_movement": MovementPruningConfig(threshold=0.4, score_learning_rate=0.5, regularization=10.0),
     "units": MagnitudePruningConfig(flops=0.5, round_to=1, frequency=2),
+    "l0": L0PruningConfig(flops=0.5, round_to=1, begin=0.2, end=0.8, gate_learning_rate=1.0),
     "hold": HoldPruningConfig(),
 }
 EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -112,7 +114,7 @@ class TestEveryStrategy:
         before = weights(model)
         callback = train(model, tmp_path, config)
         assert is_clean(model)
-        if config is CONFIGS["units"]:
+        if config in (CONFIGS["units"], CONFIGS["l0"]):
             assert callback.result.report.pruned.flops <= 0.5 * callback.result.report.dense.flops
             return
         removed = sum(int((~mask).sum()) for mask in callback.result.plan.masks.values())

@@ -6,21 +6,24 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...config import StructuredPruningConfig
+from ...count_budgets import HeadBudgetConfig, LayerBudgetConfig
 from ...errors import PruningError
 from ...weight_config import WeightPruningConfig
 
 
 @dataclass
-class RandomPruningConfig(WeightPruningConfig, StructuredPruningConfig):
-    """Removes heads and filters, or with `sparsity` single weights, at random, and repairs nothing.
+class RandomPruningConfig(WeightPruningConfig, StructuredPruningConfig, HeadBudgetConfig, LayerBudgetConfig):
+    """Removes heads and filters, whole layers or single weights at random, and repairs nothing.
 
     A baseline, and a way to try a budget's sizes and speed before any data is at hand: without calibration data,
-    costs are counted for `sequence_length` tokens (by default 128, or as many as the model has positions for).
+    costs are counted for `sequence_length` tokens (by default 128, or as many as the model has positions for). The
+    budget says what goes: with `heads` every layer loses the same fraction of its heads, with `layers` whole layers go,
+    with `sparsity` single weights.
     """
 
     strategy: ClassVar[str] = "random"
     needs_data: ClassVar[bool] = False
-    BUDGETS: ClassVar[tuple[str, ...]] = (*StructuredPruningConfig.BUDGETS, "sparsity")
+    BUDGETS: ClassVar[tuple[str, ...]] = (*StructuredPruningConfig.BUDGETS, "heads", "layers", "sparsity")
 
     seed: int = field(default=0, metadata={"help": "Of the random scores: the same seed removes the same units."})
 

@@ -1,0 +1,49 @@
+"""Settings of pruning by head importance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...count_budgets import HeadBudgetConfig, check_given
+from ...errors import PruningError
+from ...setting_checks import check_choices, check_counts
+
+
+@dataclass
+class HeadImportancePruningConfig(HeadBudgetConfig):
+    """Removes the heads whose gates the loss depends on least (Michel et al. 2019, HISP); repairs and trains nothing.
+
+    Calibration data needs labels, for the loss. For what is called HISP-retrain, train the pruned model afterwards, or
+    give `retrain=` to `prune_model`.
+    """
+
+    strategy: ClassVar[str] = "head_importance"
+    BUDGETS: ClassVar[tuple[str, ...]] = ("heads",)
+
+    scope: str = field(
+        default="global",
+        metadata={"help": "Where heads compete: 'global', or 'layer' (every layer keeps the same fraction)."},
+    )
+    normalize: bool = field(
+        default=True, metadata={"help": "Divide the scores of each layer by their ℓ2 norm before they are compared."}
+    )
+    iterations: int = field(
+        default=1, metadata={"help": "Rounds of pruning; each scores the heads that are left anew, on all of the data."}
+    )
+    sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens per sequence that costs are counted for. Default: the calibration data's mean."},
+    )
+    batch_size: int = field(default=32, metadata={"help": "Calibration examples per batch, where data comes as rows."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_given(self, "heads")
+        check_choices(self, scope=("global", "layer"))
+        check_counts(self, "batch_size", "sequence_length")
+        if not isinstance(self.normalize, bool):
+            raise PruningError(f"normalize={self.normalize!r} must be True or False.")
+        if self.iterations is None:
+            raise PruningError("iterations=None must be a whole number of at least 1.")
+        check_counts(self, "iterations")

@@ -1,0 +1,66 @@
+"""Pruning by head importance (Michel et al. 2019): gate gradients → the least important heads go, once or in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from ...anatomy import ModelAnatomy
+from ...budget import Selection, data_lengths, select_heads
+from ...calibration import CalibrationData
+from ...gates import UnitGates
+from ...report.clock import StageClock
+from ...scores import collect_gradients, head_importance
+from ...surgery import PruningPlan
+from ..base import Cut
+from .config import HeadImportancePruningConfig
+
+# Below every score: what has gone in one round does not come back in the next.
+_GONE = -1.0
+
+
+def prune_by_head_importance(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: HeadImportancePruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+) -> Cut:
+    """Decides which heads go; the same on every process. In every round the same number of heads goes, but for
+    rounding."""
+    assert config.heads is not None
+    with clock("gradients"):
+        lengths = data_lengths(model, anatomy, data, config.sequence_length)
+    selection = Selection({block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks})
+    for number in range(1, config.iterations + 1):
+        with clock("gradients"):
+            scores = head_scores(model, anatomy, data, selection.masks, config.normalize)
+        fraction = 1 - (1 - config.heads) * number / config.iterations
+        with clock("search"):
+            selection = select_heads(anatomy, scores, config, per_layer=config.scope == "layer", fraction=fraction)
+    plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
+    return Cut(plan, lengths, notes=tuple(selection.notes))
+
+
+def head_scores(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    data: CalibrationData,
+    masks: Mapping[str, torch.Tensor],
+    normalize: bool = True,
+) -> dict[str, torch.Tensor]:
+    """The importance of every head in the model without those that `masks` has off, by block key."""
+    found = {block.key: torch.full((block.units,), _GONE, dtype=torch.float64) for block in anatomy.attentions}
+    left = [block for block in anatomy.attentions if masks[block.key].any()]
+    if not left:
+        return found
+    with UnitGates(model, left, [masks[block.key].to(model.device) for block in left]):
+        rows = data.agree(lambda: collect_gradients(model, replace(anatomy, blocks=tuple(left)), data, keep_rows=False))
+    totals = [data.sum(rows[block.key].absolute_sum) for block in left]
+    examples = int(data.sum(torch.tensor(rows[left[0].key].examples, device=model.device)))
+    for block, score in zip(left, head_importance(totals, examples, normalize), strict=True):
+        found[block.key] = score.cpu().masked_fill(~masks[block.key], _GONE)
+    return found
