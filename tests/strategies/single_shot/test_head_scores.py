@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, LlamaConfig, LlamaModel
+
+from hf_prune import MetaPruner, MetaPrunerConfig, PruningError, describe_model
+from hf_prune.calibration import Batch
+from hf_prune.strategies.single_shot import attention_maps
+from hf_prune.strategies.single_shot.head_scores import check_input_type, score_heads
+from tests.family_models import EVERY_HEAD
+from tests.small_models import case, scale_weights
+
+BERT = case("bert", "bare")
+
+
+@pytest.fixture(scope="module")
+def pruner() -> MetaPruner:
+    torch.manual_seed(0)
+    return MetaPruner(MetaPrunerConfig(map_size=16, initializer_range=1.0)).eval()
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def test_every_example_counts_the_same_whatever_its_batch(pruner: MetaPruner) -> None:
+    model, batch = BERT.model(), BERT.batch()
+    blocks = describe_model(model).attentions
+    whole = score_heads(model, blocks, pruner, "pair", [batch]).means()
+    parts = score_heads(model, blocks, pruner, "pair", [rows_of(batch, [3, 0, 1]), rows_of(batch, [2])]).means()
+    for block, found, other in zip(blocks, whole, parts, strict=True):
+        maps = attention_maps(model, batch, 16)[block.key]
+        expected = [[pruner(maps[row, head][None]).scores[0, 1].item() for head in range(4)] for row in range(4)]
+        torch.testing.assert_close(found, torch.tensor(expected).mean(dim=0))
+        torch.testing.assert_close(other, found)
+    assert torch.cat(whole).std() > 1e-3
+
+
+def test_a_group_of_heads_has_their_mean_score(pruner: MetaPruner) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16}
+    model = LlamaModel(LlamaConfig(vocab_size=61, num_hidden_layers=2, **sizes)).eval()
+    scale_weights(model)
+    blocks, batch = describe_model(model).attentions, {"input_ids": torch.arange(5, 19).reshape(2, 7)}
+    for block, found in zip(blocks, score_heads(model, blocks, pruner, "single", [batch]).means(), strict=True):
+        per_head = pruner.scores(attention_maps(model, batch, 16)[block.key], "single").mean(dim=0)
+        torch.testing.assert_close(found, torch.stack([per_head[:2].mean(), per_head[2:].mean()]))
+
+
+def test_layers_that_share_weights_are_averaged_over_their_runs(pruner: MetaPruner) -> None:
+    model = next(head for head in EVERY_HEAD if head.model_type == "albert").model()
+    (block,) = describe_model(model).attentions
+    found = score_heads(model, [block], pruner, "single", [{"input_ids": torch.arange(5, 19).reshape(2, 7)}])
+    assert found.counts.tolist() == [2 * block.runs]
+    assert block.runs > 1
+
+
+@pytest.mark.parametrize(
+    ("types", "kind", "message"),
+    [
+        ([[0, 0, 0], [0, 1, 1]], "single", "input_type='single', but 1 of 2 examples of a batch have a second text"),
+        ([[0, 0, 0], [0, 1, 1]], "pair", "input_type='pair', but 1 of 2 examples of a batch have no second text"),
+        ([[0, 0, 0], [0, 0, 1]], "pair", "but 2 of 2"),  # a token type at a place that is padding says nothing
+    ],
+)
+def test_examples_of_the_other_type_are_refused(types: list[list[int]], kind: str, message: str) -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0 if "2 of 2" in message else 1]])
+    batch = {"input_ids": torch.ones(2, 3), "token_type_ids": torch.tensor(types), "attention_mask": mask}
+    with pytest.raises(PruningError, match=message):
+        check_input_type(batch, kind, BertConfig())
+
+
+def test_without_token_types_either_type_is_accepted() -> None:
+    batch = {"input_ids": torch.ones(2, 3), "token_type_ids": torch.zeros(2, 3)}
+    for kind in ("single", "pair"):
+        check_input_type({"input_ids": torch.ones(2, 3)}, kind, BertConfig())
+        check_input_type(batch, kind, BertConfig(type_vocab_size=1))
