@@ -7,6 +7,13 @@
         --validation_file dev.tsv --text_column sentence --label_column label --do_train --do_eval --output_dir small \\
         --strategy magnitude --flops 0.5
 
+A mask on weights that stay as they are, with frozen label words instead of a task head, and a teacher. Where a head is
+trained, --learning_rate is the head's; --score_learning_rate is that of the mask's scores:
+
+    python examples/text_classification.py --model_name_or_path ./my-model --train_file train.tsv --do_train \\
+        --output_dir masked --strategy static_mask --sparsity 0.9 --label_words negative=terrible,positive=great \\
+        --teacher_name_or_path ./my-classifier
+
 A model that was pruned before, in pre-training for instance, keeps its zeros with `--strategy hold`. Without a strategy
 this is plain fine-tuning. `--resume_from_checkpoint last` goes on with an interrupted run, and starts one if there is
 none. `accelerate launch` works as for any script of transformers.
@@ -21,7 +28,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 from script_arguments import SourceArguments, parse_in_stages
-from training_run import average_losses, evaluate, save, train
+from training_run import make_callback, run_training
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,7 +40,6 @@ from transformers import (
     set_seed,
 )
 
-from hf_prune import PruningCallback
 from hf_prune.commands.columns import text_columns
 from hf_prune.commands.sources import load_rows, sample
 
@@ -48,6 +54,27 @@ class ModelArguments:
 class DataTrainingArguments(SourceArguments):
     label_column: str = field(default="label", metadata={"help": "Column of the classes, as names or numbers."})
     regression: bool = field(default=False, metadata={"help": "The labels are numbers to predict."})
+
+
+@dataclass
+class TeacherArguments:
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "A classifier that the pruned one learns from, too; as a rule the dense one."}
+    )
+    teacher_temperature: float = field(default=2.0, metadata={"help": "Softens what teacher and student say."})
+    teacher_weight: float = field(default=0.5, metadata={"help": "The teacher's share of the loss."})
+
+    def __post_init__(self) -> None:
+        if self.teacher_name_or_path is None and (self.teacher_temperature, self.teacher_weight) != (2.0, 0.5):
+            raise ValueError("--teacher_temperature and --teacher_weight need --teacher_name_or_path.")
+
+    def for_callback(self) -> dict[str, Any]:
+        """Arguments of `PruningCallback`."""
+        return {
+            "teacher": self.teacher_name_or_path,
+            "temperature": self.teacher_temperature,
+            "teacher_weight": self.teacher_weight,
+        }
 
 
 @dataclass(frozen=True)
@@ -104,11 +131,10 @@ def metrics_for(labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (model_args, data_args, training_args), config = parse_in_stages(
-        argv, ModelArguments, DataTrainingArguments, TrainingArguments
+    (model_args, data_args, teacher_args, training_args), config = parse_in_stages(
+        argv, ModelArguments, DataTrainingArguments, TeacherArguments, TrainingArguments
     )
-    if config is not None and not training_args.do_train:
-        raise ValueError("--strategy prunes while the model is trained: add --do_train.")
+    callback = make_callback(config, training_args, **teacher_args.for_callback())
     set_seed(training_args.seed)
     train_rows, eval_rows = load_rows(data_args)
     labels = (
@@ -121,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     def prepared(rows: Dataset | None, count: int | None) -> Dataset | None:
         return None if rows is None else tokenized(sample(rows, count, seed=0), labels, tokenizer, data_args)
 
-    callback = None if config is None else PruningCallback(config)
     trainer = Trainer(
         model,
         training_args,
@@ -132,13 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute_metrics=metrics_for(labels),
         callbacks=None if callback is None else [callback],
     )
-    average_losses(trainer)
-    if training_args.do_train:
-        train(trainer)
-    metrics = evaluate(trainer) if training_args.do_eval else {}
-    if training_args.do_train:
-        card = {"dataset": data_args.dataset_name} if data_args.dataset_name else {}
-        save(trainer, None if callback is None else callback.result, metrics, card)
+    run_training(trainer, callback, data_args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the training scripts share of a run: resuming it, and writing what it made."""
+"""What the training scripts share of a run: pruning in it, resuming it, and writing what it made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from hf_prune import PruningResult
+from hf_prune import PruningCallback, PruningConfig, PruningResult
 
 STATE_FILE = "trainer_state.json"
 
@@ -23,6 +23,37 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
         return arguments.resume_from_checkpoint
     complete = [path.parent for path in Path(arguments.output_dir).glob(f"checkpoint-*/{STATE_FILE}")]
     return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
+
+
+def make_callback(config: PruningConfig | None, arguments: TrainingArguments, **teacher: Any) -> PruningCallback | None:
+    """What prunes the model while it is trained; None without a strategy.
+
+    Args:
+        config: the strategy's settings.
+        arguments: of the training.
+        teacher: arguments of the callback that concern a teacher.
+
+    Raises:
+        ValueError: there is a strategy or a teacher, but nothing that it could do.
+    """
+    if config is None:
+        if teacher.get("teacher") is not None:
+            raise ValueError("--teacher_name_or_path is for pruning: add --strategy.")
+        return None
+    if not arguments.do_train:
+        raise ValueError("--strategy prunes while the model is trained: add --do_train.")
+    return PruningCallback(config, **teacher)
+
+
+def run_training(trainer: Trainer, callback: PruningCallback | None, dataset_name: str | None) -> None:
+    """Trains, evaluates and saves, as far as the arguments ask for it."""
+    average_losses(trainer)
+    if trainer.args.do_train:
+        train(trainer)
+    metrics = evaluate(trainer) if trainer.args.do_eval else {}
+    if trainer.args.do_train:
+        card = {"dataset": dataset_name} if dataset_name else {}
+        save(trainer, None if callback is None else callback.result, metrics, card)
 
 
 def average_losses(trainer: Trainer) -> None:

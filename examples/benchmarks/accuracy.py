@@ -19,16 +19,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accuracy_cells import Cell, Request, cells_of, parse_filters
+from accuracy_cells import FIELDS, Cell, Request, cells_of
 from accuracy_plot import plot_accuracy
 from accuracy_tables import AccuracyResults, markdown_report
 from arguments import benchmark_parser, prepare_run, write_results
-from cells import CellCache, default_cache
+from cell_arguments import (
+    add_cache_arguments,
+    add_choice_arguments,
+    add_seed_argument,
+    parse_filters,
+    split_of,
+)
+from cells import CellCache, measure_cells
 from datasets import Dataset
 from evaluation import predicted_classes
 from shared_gradients import SharedGradients
 from tasks import TASKS, TaskRows, load_model, load_tokenizer
-from tqdm import tqdm
 from transformers import DataCollatorWithPadding
 
 from hf_prune.budget import flops_per_unit, total_flops
@@ -96,73 +102,42 @@ class TaskRun:
         return shared
 
 
-def measure_cells(
-    cells: Sequence[Cell], cache: CellCache, arguments: argparse.Namespace
-) -> list[tuple[Cell, dict[str, Any]]]:
-    """What was measured for each cell, now or earlier; a failure is reported and its cell left out."""
-    found = []
-    run: TaskRun | None = None
-    missing = {str(cell.settings()) for cell in cells if cache.read(cell.name, cell.settings()) is None}
-    with tqdm(total=0 if arguments.finished else len(missing), desc="Cells", unit="cell") as bar:
-        for cell in cells:
-            measured = cache.read(cell.name, cell.settings())
-            if measured is None and not arguments.finished:
-                bar.set_postfix_str(f"{cell.name} {cell.ablation}")
-                if run is None or run.name != cell.task:
-                    run = TaskRun(cell.task, arguments, cell.request.split)
-                measured = _measure(run, cell, cache)
-                bar.update()
-            if measured is not None:
-                found.append((cell, measured))
-    return found
+class TaskRuns:
+    """Measures cells of any task, with one task's model in memory at a time.
 
+    Args:
+        arguments: of the script.
+    """
 
-def _measure(run: TaskRun, cell: Cell, cache: CellCache) -> dict[str, Any] | None:
-    try:
-        measured = run.measure(cell)
-    except PruningError as error:
-        tqdm.write(f"{cell.name} ({cell.ablation}) failed: {error}", file=sys.stderr)
-        return None
-    cache.write(cell.name, cell.settings(), measured)
-    return measured
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._current: TaskRun | None = None
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """See `TaskRun.measure`."""
+        if self._current is None or self._current.name != cell.task:
+            self._current = None  # the old model goes before the new one comes
+            self._current = TaskRun(cell.task, self._arguments, cell.request.split)
+        return self._current.measure(cell)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Cell]]:
     """The options, and the cells that they ask for."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--cache", type=Path, default=default_cache("accuracy"), help="default: %(default)s")
-    parser.add_argument("--tag", default="", help="part of every cell's key: the state of the code that is measured")
-    parser.add_argument("--seeds", type=int, default=3, help="calibration samples; default: %(default)s")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUES",
-        help="cells to measure: task=sst2 flops=0.5,0.4 recovery=weights ablation=full,uniform seed=0",
+    add_cache_arguments(parser, "accuracy")
+    add_seed_argument(parser, 3, "calibration samples")
+    add_choice_arguments(
+        parser,
+        "task=sst2 flops=0.5,0.4 recovery=weights ablation=full,uniform seed=0",
+        "settings of FisherPruningConfig for every cell, values as JSON: refit_examples=1024",
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="SETTING=VALUE",
-        help="settings of FisherPruningConfig for every cell, values as JSON: refit_examples=1024",
-    )
-    parser.add_argument("--held-out", action="store_true", help="evaluate on held-out train rows instead of dev")
-    parser.add_argument("--finished", action="store_true", help="measure nothing, show the cells that are finished")
-    parser.add_argument("--max-eval", type=int, help="evaluation rows, to try the script")
     parser.add_argument("--max-calibration", type=int, help="calibration examples at most, to try the script")
     parser.add_argument("--plot", type=Path, help="picture to write; default: beside --output")
     arguments = parser.parse_args(argv)
     try:
         settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
-        request = Request(
-            "held_out" if arguments.held_out else "dev",
-            arguments.max_eval,
-            arguments.max_calibration,
-            settings,
-            arguments.tag,
-        )
-        cells = cells_of(request, arguments.seeds, parse_filters(arguments.only))
+        request = Request(split_of(arguments), arguments.max_eval, arguments.max_calibration, settings, arguments.tag)
+        cells = cells_of(request, arguments.seeds, parse_filters(arguments.only, FIELDS))
         for cell in cells[:1]:
             cell.settings()  # refuses settings that the configuration does not have
     except (TypeError, ValueError) as error:
@@ -174,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing and prints the tables."""
     arguments, cells = parse_arguments(argv)
     prepare_run(arguments)
-    measured = measure_cells(cells, CellCache(arguments.cache), arguments)
+    runs, cache = TaskRuns(arguments), CellCache(arguments.cache)
+    measured = measure_cells(cells, cache, runs.measure, failure=PruningError, finished=arguments.finished)
     if not measured:
         sys.exit("No cells: nothing passes the filters, or (with --finished) nothing was measured yet.")
     results = AccuracyResults(measured)

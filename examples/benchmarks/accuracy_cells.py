@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cell_arguments import passes
 from tasks import TASKS
 
 from hf_prune import FisherPruningConfig
@@ -47,6 +48,14 @@ ABLATIONS = {
     "magnitude": Ablation("importance: weight magnitude", {"importance": "magnitude"}),
     "512_examples": Ablation("512 examples", examples=512),
     "4096_examples": Ablation("4,096 examples", examples=4096),
+}
+# What `--only` can name.
+FIELDS: dict[str, Collection[Any] | None] = {
+    "task": TASKS,
+    "flops": FLOPS,
+    "recovery": RECOVERIES,
+    "ablation": ABLATIONS,
+    "seed": None,
 }
 
 
@@ -107,6 +116,11 @@ class Cell:
         """A readable name for the cache; an ablation that is the default has the default's name and settings."""
         return f"{self.task}-{self.request.split}-{self.flops}-{self.recovery}-seed{self.seed}"
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.name} {self.ablation}"
+
     def settings(self) -> dict[str, Any]:
         """Everything that the measured numbers depend on, except for the code."""
         return {
@@ -121,38 +135,9 @@ class Cell:
         }
 
 
-def parse_filters(filters: Collection[str]) -> dict[str, set[str]]:
-    """Filters such as "flops=0.5,0.4" as allowed values by field.
-
-    Raises:
-        ValueError: a field or value that no cell has.
-    """
-    known = {
-        "task": set(TASKS),
-        "flops": set(map(str, FLOPS)),
-        "recovery": set(RECOVERIES),
-        "ablation": set(ABLATIONS),
-        "seed": None,
-    }
-    allowed: dict[str, set[str]] = {}
-    for text in filters:
-        name, _, values = text.partition("=")
-        if name not in known:
-            raise ValueError(f"--only {text}: no field {name!r}; cells have {', '.join(known)}")
-        allowed[name] = set(values.split(","))
-        strange = allowed[name] - (known[name] or allowed[name])
-        if strange:
-            raise ValueError(f"--only {text}: {name} is one of {', '.join(sorted(known[name] or ()))}")
-    return allowed
-
-
 def cells_of(request: Request, seeds: int, allowed: Mapping[str, Collection[str]]) -> list[Cell]:
     """The cells that pass the filters, those that share gradients next to each other."""
-    cells = [
-        cell
-        for cell in _every_cell(request, seeds)
-        if all(str(getattr(cell, name)) in values for name, values in allowed.items())
-    ]
+    cells = [cell for cell in _every_cell(request, seeds) if passes(cell, allowed)]
     return sorted(cells, key=lambda cell: list(TASKS).index(cell.task) * 10**9 + cell.seed * 10**6 + cell.examples)
 
 

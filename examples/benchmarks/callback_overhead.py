@@ -1,12 +1,12 @@
 """What PruningCallback costs per training step, beside a plain Trainer.
 
 all-MiniLM-L6-v2 with a classifier, batches of 32 × 128 tokens drawn at random, AdamW, as `Trainer` trains it: plain,
-with magnitude pruning and with movement pruning. Each is trained for some steps in turn, from the same weights, and
-this is repeated. A step's time is that from the end of one optimizer step to the end of the next, so that it holds
-loading a batch, forward, backward, the optimizer and the callback. Masks are made anew every 10 steps by magnitude
-pruning, and every step by movement pruning, so steps are averaged over whole periods of 10, after a first period that
-warms up. The ratio is the median over the rounds; in a round all three were measured right after each other. Targets:
-at most 1.05 times the plain step for magnitude pruning, 1.5 times for movement pruning.
+with magnitude pruning, movement pruning and static masks, in place and as an adapter. Each is trained for some steps in
+turn, from the same weights, and this is repeated. A step's time is that from the end of one optimizer step to the end
+of the next, so that it holds loading a batch, forward, backward, the optimizer and the callback. Masks are made anew
+every 10 steps by magnitude pruning, and every step by the others, so steps are averaged over whole periods of 10, after
+a first period that warms up. The ratio is the median over the rounds; in a round all were measured right after each
+other. Targets: at most 1.05 times the plain step for magnitude pruning, 1.5 times where scores learn.
 
 The steps that make masks anew are listed apart.
 """
@@ -17,50 +17,15 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from arguments import benchmark_parser, prepare_run, write_results
-from datasets import Dataset
+from callback_variants import PERIOD, PLAIN, VARIANTS, Variant, add_batch_arguments, make_trainer
 from markdown_tables import markdown_table, verdict
 from tqdm import tqdm
-from transformers import (
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-
-from hf_prune import MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
-
-BASE_MODEL = "minilm-base"
-PERIOD = 10
-PLAIN = "plain Trainer"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to train.
-
-    Attributes:
-        config: makes the strategy's configuration; None for no callback.
-        target: the largest ratio to the plain step.
-        update_every: steps between two choices of masks.
-    """
-
-    config: Callable[[], PruningConfig] | None = None
-    target: float | None = None
-    update_every: int | None = None
-
-
-VARIANTS = {
-    PLAIN: Variant(),
-    "magnitude": Variant(lambda: MagnitudePruningConfig(sparsity=0.6, end=0.5, frequency=PERIOD), 1.05, PERIOD),
-    "movement": Variant(lambda: MovementPruningConfig(sparsity=0.6, end=0.5), 1.5, 1),
-}
+from transformers import TrainerCallback
 
 
 class StepClock(TrainerCallback):
@@ -87,39 +52,11 @@ class StepClock(TrainerCallback):
         self._times.append(time.perf_counter())
 
 
-def random_rows(vocabulary: int, examples: int, length: int) -> Dataset:
-    """Token ids and labels; every row is as long as the others."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, vocabulary, (examples, length), generator=generator)
-    labels = torch.randint(2, (examples,), generator=generator)
-    return Dataset.from_dict(
-        {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
-    )
-
-
 def timed_steps(variant: Variant, arguments: argparse.Namespace) -> list[float]:
     """Seconds of every step of one training."""
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.models / BASE_MODEL, dtype="float32")
-    steps = PERIOD * (arguments.periods + 1)
-    rows = random_rows(model.config.vocab_size, arguments.batch_size * steps, arguments.length)
     clock = StepClock(arguments.device)
-    callbacks: list[TrainerCallback] = [clock]
-    if variant.config is not None:
-        callbacks.append(PruningCallback(variant.config()))
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            use_cpu=arguments.device.type == "cpu",
-            per_device_train_batch_size=arguments.batch_size,
-            max_steps=steps,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = Trainer(model, settings, train_dataset=rows, callbacks=callbacks)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        make_trainer(variant, arguments, folder, PERIOD * (arguments.periods + 1), [clock]).train()
     return clock.seconds
 
 
@@ -145,7 +82,8 @@ def ratios(rounds: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[f
 def table(rounds: Sequence[Mapping[str, Sequence[float]]]) -> str:
     """Medians, ratios and targets."""
     rows = []
-    for name, variant in VARIANTS.items():
+    for name in rounds[0]:
+        variant = VARIANTS[name]
         periods = [mean for found in rounds for mean in period_means(found[name])]
         parts = [update_steps(found[name], variant.update_every) for found in rounds]
         updating, others = ([value for part in parts for value in part[index]] for index in (0, 1))
@@ -175,8 +113,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each; default: %(default)s")
     parser.add_argument("--periods", type=int, default=2, help=f"timed periods of {PERIOD} steps; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--length", type=int, default=128, help="tokens per row; default: %(default)s")
+    add_batch_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -188,10 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tqdm(total=arguments.rounds * len(VARIANTS), desc="Trainings", unit="training") as bar:
         for index in range(arguments.rounds):
             # Every other round runs backwards, so that a machine that grows slower harms no variant.
-            order = list(VARIANTS.items())[:: -1 if index % 2 else 1]
-            rounds.append({})
-            for name, variant in order:
-                rounds[-1][name] = timed_steps(variant, arguments)
+            rounds.append({name: [] for name in VARIANTS})
+            for name in list(VARIANTS)[:: -1 if index % 2 else 1]:
+                rounds[-1][name] = timed_steps(VARIANTS[name], arguments)
                 bar.update()
     shape = f"{arguments.batch_size} × {arguments.length} tokens"
     print(f"## all-MiniLM-L6-v2, {shape}, {arguments.rounds} rounds, {arguments.device.type}\n\n{table(rounds)}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from compressing_runs import Run
+from cell_arguments import passes
+from study_cells import Request, classification_options
+from study_runs import Run
 
 # Table → kind of model → levels. What is random has no level 0 of its own, and what is deleted neither.
 TABLES: dict[str, dict[str, tuple[float, ...]]] = {
@@ -17,6 +19,13 @@ TABLES: dict[str, dict[str, tuple[float, ...]]] = {
         "random": (0.4, 0.8),
         "random after": (0.4, 0.8),
     },
+}
+# What `--only` can name.
+FIELDS: dict[str, Collection[Any] | None] = {
+    "table": TABLES,
+    "kind": {kind for kinds in TABLES.values() for kind in kinds},
+    "sparsity": {level for kinds in TABLES.values() for levels in kinds.values() for level in levels},
+    "seed": None,
 }
 SMALL_BERT = (
     "hidden_size=256,num_hidden_layers=4,num_attention_heads=4,intermediate_size=1024,max_position_embeddings=128"
@@ -43,23 +52,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What all cells have in common.
-
-    Attributes:
-        split: "dev" or "held_out", see `tasks.TaskRows`.
-        max_eval: evaluation rows; None for all.
-        settings: of the trainings.
-        tag: a name for the state of the code that is measured.
-    """
-
-    split: str
-    max_eval: int | None
-    settings: Settings
-    tag: str
-
-
-@dataclass(frozen=True)
 class Cell:
     """One fine-tuned model to be measured."""
 
@@ -67,12 +59,17 @@ class Cell:
     kind: str
     sparsity: float
     seed: int
-    request: Request
+    request: Request[Settings]
 
     @property
     def name(self) -> str:
         """A readable name for the cache."""
         return f"{self.table}-{self.kind}-{self.sparsity}-{self.request.split}-seed{self.seed}".replace(" ", "-")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.table} {self.kind} {self.sparsity} seed {self.seed}"
 
     @property
     def dense(self) -> tuple[str, str, float]:
@@ -91,8 +88,7 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that the measured numbers depend on, except for the code."""
-        request = self.request
-        return {**self.run.settings(), "split": request.split, "max_eval": request.max_eval, "tag": request.tag}
+        return self.request.measured_settings(self.run)
 
 
 def pretrained(settings: Settings) -> Run:
@@ -122,7 +118,7 @@ def fine_tuned_small(settings: Settings, kind: str, sparsity: float, seed: int) 
     """The small BERT on SST-2: zeros are held, or where information was only deleted, free."""
     # Deletion is pruning in pre-training and nothing afterwards (Gordon et al. 2020, section 3.3).
     parent = continued(settings, "pruned" if kind == "deleted" else kind, sparsity, seed)
-    options = _classification(settings, settings.small_steps, settings.small_rate, seed)
+    options = classification_options(settings.batch, settings.small_steps, settings.small_rate, seed)
     if sparsity and kind != "deleted":
         options["strategy"] = "hold"
     return Run("text_classification.py", f"small-{kind}-{sparsity}", options, _ROWS, parent)
@@ -133,10 +129,10 @@ def fine_tuned_minilm(settings: Settings, kind: str, sparsity: float, seed: int)
     strategy = _strategy("random" if kind.startswith("random") else "magnitude", sparsity)
     name = f"minilm-{kind}-{sparsity}".replace(" ", "-")
     if not kind.endswith("after"):
-        options = _classification(settings, settings.minilm_steps, settings.minilm_rate, seed) | strategy
+        options = classification_options(settings.batch, settings.minilm_steps, settings.minilm_rate, seed) | strategy
         return Run("text_classification.py", name, options, {**_ROWS, "model_name_or_path": "minilm"})
     parent = fine_tuned_minilm(settings, "during", 0.0, seed)
-    options = _classification(settings, settings.minilm_after_steps, settings.minilm_rate, seed) | strategy
+    options = classification_options(settings.batch, settings.minilm_after_steps, settings.minilm_rate, seed) | strategy
     if strategy:
         options |= {"begin": 0, "end": 0}
     return Run("text_classification.py", name, options, _ROWS, parent)
@@ -167,62 +163,12 @@ def _masked_lm(settings: Settings, steps: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _classification(settings: Settings, steps: int, rate: float, seed: int) -> dict[str, Any]:
-    return {
-        "per_device_train_batch_size": settings.batch,
-        "learning_rate": rate,
-        "warmup_steps": steps // 10,
-        "max_steps": steps,
-        "train_sampling_strategy": "group_by_length",
-        "save_strategy": "no",
-        "logging_steps": 50,
-        "seed": seed,
-    }
-
-
-def parse_filters(filters: Collection[str]) -> dict[str, set[str]]:
-    """Filters such as "sparsity=0.5,0.9" as allowed values by field.
-
-    Raises:
-        ValueError: a field or value that no cell has.
-    """
-    kinds = {kind for table in TABLES.values() for kind in table}
-    levels = {str(level) for table in TABLES.values() for found in table.values() for level in found}
-    known: dict[str, set[str] | None] = {"table": set(TABLES), "kind": kinds, "sparsity": levels, "seed": None}
-    allowed: dict[str, set[str]] = {}
-    for text in filters:
-        name, _, values = text.partition("=")
-        if name not in known:
-            raise ValueError(f"--only {text}: no field {name!r}; cells have {', '.join(known)}")
-        allowed[name] = set(values.split(","))
-        strange = allowed[name] - (known[name] or allowed[name])
-        if strange:
-            raise ValueError(f"--only {text}: {name} is one of {', '.join(sorted(known[name] or ()))}")
-    return allowed
-
-
-def parse_settings(texts: Collection[str]) -> Settings:
-    """Settings such as "rows=100".
-
-    Raises:
-        ValueError: a setting that does not exist, or a value that is no number of its type.
-    """
-    defaults = asdict(Settings())
-    changed: dict[str, Any] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if name not in defaults:
-            raise ValueError(f"--set {text}: no setting {name!r}; there are {', '.join(defaults)}")
-        changed[name] = type(defaults[name])(value)
-    return Settings(**changed)
-
-
-def cells_of(request: Request, seeds: int, allowed: Mapping[str, Collection[str]]) -> Iterator[Cell]:
+def cells_of(request: Request[Settings], seeds: int, allowed: Mapping[str, Collection[str]]) -> Iterator[Cell]:
     """The cells that pass the filters; those of level 0 come first, since others are compared with them."""
     for table, kinds in TABLES.items():
         pairs = [(level, kind) for kind, levels in kinds.items() for level in levels]
         for level, kind in sorted(pairs, key=lambda pair: pair[0]):
             for seed in range(seeds):
                 cell = Cell(table, kind, level, seed, request)
-                if all(str(getattr(cell, name)) in values for name, values in allowed.items()):
+                if passes(cell, allowed):
                     yield cell

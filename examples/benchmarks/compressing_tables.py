@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from compressing_cells import TABLES, Cell
-from intervals import LEVEL, binomial_half_width
 from markdown_tables import markdown_table, verdict
-from scipy import stats
+from study_tables import Difference, Measured, OverSeeds, evaluation_caption
 
 from hf_prune.report import StudyRow
-
-Measured = Mapping[str, Any]
 
 ALLOWED_LOSS = 0.5
 # Nats; smaller changes of the MLM loss are not called a rise.
@@ -28,58 +24,17 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Two models on the same rows.
-
-    Attributes:
-        points: accuracy of the first minus that of the second, in points.
-        half_width: of the 95 % interval for the choice of the rows, paired, in points.
-    """
-
-    points: float
-    half_width: float
-
-    @classmethod
-    def of(cls, one: np.ndarray, other: np.ndarray) -> Difference:
-        """From the share of seeds that have each row right."""
-        gap = 100 * (one - other)
-        quantile = float(stats.norm.ppf((1 + LEVEL) / 2))
-        return cls(float(gap.mean()), quantile * float(gap.std(ddof=1)) / math.sqrt(len(gap)))
-
-    @property
-    def clear(self) -> bool:
-        """Whether it is more than the choice of the rows explains."""
-        return abs(self.points) > self.half_width
-
-    def __str__(self) -> str:
-        return f"{self.points:+.2f} ± {self.half_width:.2f}"
-
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(OverSeeds):
     """One kind of model at one level, over its seeds.
 
     Attributes:
-        right: by row, the share of the seeds that have it right.
-        fit: accuracy on rows it was trained on, in percent.
         mlm_loss: of the model that was fine-tuned, in nats per guessed token; None where it was not pruned before.
-        zeros: the share of zeros in the matrices that are pruned.
-        seeds: how many.
     """
 
     table: str
     kind: str
     sparsity: float
-    right: np.ndarray
-    fit: float
     mlm_loss: float | None
-    zeros: float
-    seeds: int
-
-    @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100 * float(self.right.mean())
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
@@ -135,16 +90,8 @@ class StudyResults:
 
 def _entry(table: str, kind: str, sparsity: float, values: Sequence[Measured]) -> Entry:
     losses = [found["mlm_loss"] for found in values if found["mlm_loss"] is not None]
-    return Entry(
-        table,
-        kind,
-        sparsity,
-        right=np.mean([[float(sign) for sign in found["right"]] for found in values], axis=0),
-        fit=100 * float(np.mean([found["fit"] for found in values])),
-        mlm_loss=float(np.mean(losses)) if losses else None,
-        zeros=float(np.mean([found["zeros"] for found in values])),
-        seeds=len(values),
-    )
+    mlm_loss = float(np.mean(losses)) if losses else None
+    return Entry(**vars(OverSeeds.of(values)), table=table, kind=kind, sparsity=sparsity, mlm_loss=mlm_loss)
 
 
 def markdown_report(results: StudyResults, split: str) -> str:
@@ -154,14 +101,11 @@ def markdown_report(results: StudyResults, split: str) -> str:
         entries = list(results.entries(table))
         if not entries:
             continue
-        rows = "dev" if split == "dev" else "held-out train"
-        width = 100 * binomial_half_width(entries[0].accuracy / 100, len(entries[0].right))
-        seeds = max(entry.seeds for entry in entries)
         parts += [
             f"## {TITLES[table]}",
-            f"Accuracy on {len(entries[0].right):,} {rows} rows (± {width:.2f} for the choice of the rows), {seeds}"
-            f" seed{'s' if seeds > 1 else ''}. Differences are to the dense model that was trained for as many steps,"
-            " with the 95 % interval of a paired comparison on these rows. Fit: accuracy on rows it was trained on.",
+            f"{evaluation_caption(entries, split)} Differences are to the dense model that was trained for as many"
+            " steps, with the 95 % interval of a paired comparison on these rows. Fit: accuracy on rows it was trained"
+            " on.",
             markdown_table(*_table(results, entries)),
         ]
     claims = list(_claims(results))

@@ -21,11 +21,11 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import transformers
 from arguments import benchmark_parser, prepare_run, write_results
-from cells import CellCache, default_cache
+from cell_arguments import add_cache_arguments
+from cells import CellCache
 from family_checks import NOT_BUILT, NOT_JUDGED, REFUSED, SUPPORTED, WRONG, Outcome, check_type
 from markdown_tables import markdown_table, verdict
 from tqdm import tqdm
@@ -126,8 +126,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = benchmark_parser(__doc__, needs_files=False)
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="model types to check; default: all")
-    parser.add_argument("--cache", type=Path, default=default_cache("families"), help="default: %(default)s")
-    parser.add_argument("--tag", default="", help="part of every type's key: the state of the code that is checked")
+    add_cache_arguments(parser, "families")
     return parser.parse_args(argv)
 
 

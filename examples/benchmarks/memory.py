@@ -9,7 +9,6 @@ steps in a row, of which the second finds the optimizer's state in place, are sh
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from arguments import benchmark_parser, prepare_run, write_results
 from datasets import Dataset
 from markdown_tables import markdown_table, verdict
-from peak_memory import peak_memory
+from peak_memory import measured_apart, peak_memory
 from tasks import TASKS, TaskRows, load_model, load_tokenizer
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel
@@ -67,12 +66,6 @@ def measure_here(what: str, arguments: argparse.Namespace) -> int:
     return peak_of_training(model, rows, collator, steps=1 if what == TRAIN else 2)
 
 
-def measure_apart(what: str, argv: Sequence[str]) -> int:
-    """One measurement in a new process, started with the same options."""
-    command = [sys.executable, __file__, *argv, "--measure", what]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-
-
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = benchmark_parser(__doc__)
@@ -89,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.measure:
         print(measure_here(arguments.measure, arguments))
         return
-    peaks = {what: measure_apart(what, argv) for what in tqdm(TITLES, desc="Measure", unit="process")}
+    peaks = {what: measured_apart(__file__, argv, what) for what in tqdm(TITLES, desc="Measure", unit="process")}
     ratio = peaks[PRUNE] / peaks[TRAIN]
     rows = [
         [title, f"{peaks[what] / 2**20:,.0f}", f"{peaks[what] / peaks[TRAIN]:.2f}"] for what, title in TITLES.items()

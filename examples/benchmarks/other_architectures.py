@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from arguments import benchmark_parser, prepare_run, write_results
-from cells import CellCache, default_cache
+from cell_arguments import add_cache_arguments, add_seed_argument
+from cells import CellCache
 from intervals import Estimate
 from markdown_tables import markdown_table
 from small_subjects import Digits, Sorter, Stories, Subject
@@ -82,9 +82,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
     names = ("stories", "sorter", "digits")
     parser.add_argument("--subjects", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--cache", type=Path, default=default_cache("other_architectures"), help="default: %(default)s")
-    parser.add_argument("--tag", default="", help="part of every cell's key: the state of the code that is measured")
-    parser.add_argument("--seeds", type=int, default=3, help="calibration samples; default: %(default)s")
+    add_cache_arguments(parser, "other_architectures")
+    add_seed_argument(parser, 3, "calibration samples")
     parser.add_argument(
         "--round-to", type=int, default=1, help="widths are multiples of this; these models are too small for 8"
     )

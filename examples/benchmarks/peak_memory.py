@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import resource
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         before = _high_water_mark()
         yield peak
         peak.bytes = _high_water_mark() - before
+
+
+def measured_apart(script: str, argv: Sequence[str], what: str) -> int:
+    """The number that a script prints last, given `--measure` beside its own options, in a new process."""
+    command = [sys.executable, script, *argv, "--measure", what]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def _high_water_mark() -> int:

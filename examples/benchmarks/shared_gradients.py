@@ -1,14 +1,13 @@
 """The stages of `prune_model`, so that many cuts can share one pass over a calibration sample.
 
-The gate gradients take most of the time and depend on the sample only, not on the budget or the repair. Everything
+The gradients take most of the time and depend on the sample only, not on the budget or the repair. Everything
 here calls the functions that `FisherPruningConfig`'s strategy itself is made of; the cut is the one that
 `prune_model` would make.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -17,9 +16,10 @@ from hf_prune import FisherPruningConfig, describe_model
 from hf_prune.anatomy import ModelAnatomy
 from hf_prune.budget import select_units
 from hf_prune.calibration import CalibrationData
-from hf_prune.scores import GradientRows
+from hf_prune.scores import Labels
 from hf_prune.strategies.base import Cut
-from hf_prune.strategies.fisher.strategy import collect_gradients, rearrange_masks, repair_blocks, unit_scores
+from hf_prune.strategies.fisher.strategy import rearrange_masks, repair_blocks
+from hf_prune.strategies.fisher.unit_scores import GradientStatistics, unit_scores
 from hf_prune.surgery import PruningPlan
 
 _REPAIR_FIELDS = {"recovery", "solver", "damp", "refit_examples"}
@@ -39,12 +39,14 @@ class SharedGradients:
         self.model = model
         self.data = data
         self.anatomy = describe_model(model)
+        self._statistics: dict[str, GradientStatistics] = {}
         self._last_masks: tuple[Any, Masks, list[str]] = (None, {}, [])
 
-    @cached_property
-    def rows(self) -> dict[str, GradientRows]:
-        """The gate gradients of the whole sample."""
-        return collect_gradients(self.model, self.anatomy, self.data)
+    def statistics(self, labels: Labels) -> GradientStatistics:
+        """What the gradients of the whole sample tell, for the data's labels or the model's."""
+        if labels not in self._statistics:
+            self._statistics[labels] = GradientStatistics.collect(self.model, self.anatomy, self.data, labels)
+        return self._statistics[labels]
 
     def cut(self, config: FisherPruningConfig, searched: bool) -> Cut:
         """The cut that `config` asks for.
@@ -61,23 +63,24 @@ class SharedGradients:
 
     def _masks(self, config: FisherPruningConfig, searched: bool, sequence_length: int) -> tuple[Masks, list[str]]:
         """Which units stay; the last answer is kept, because cuts that differ in their repair follow each other."""
-        settings = {name: value for name, value in config.to_dict().items() if name not in _REPAIR_FIELDS}
-        key = (settings, searched, sequence_length)
+        repair = _REPAIR_FIELDS - {"refit_examples"} if config.importance == "after_refit" else _REPAIR_FIELDS
+        settings = {name: value for name, value in config.to_dict().items() if name not in repair}
+        key = (settings, config.rearranges, searched, sequence_length)
         if self._last_masks[0] != key:
             self._last_masks = (key, *self._new_masks(config, searched, sequence_length))
         return self._last_masks[1], list(self._last_masks[2])
 
     def _new_masks(self, config: FisherPruningConfig, searched: bool, sequence_length: int) -> tuple[Masks, list[str]]:
-        needs_gradients = config.importance != "magnitude" or config.rearrange
-        rows = self.rows if needs_gradients else {}
-        scores = unit_scores(self.model, self.anatomy, config, rows, self.data)
+        needs_gradients = config.importance != "magnitude" or config.rearranges
+        statistics = self.statistics(cast(Labels, config.labels)) if needs_gradients else GradientStatistics()
+        scores = unit_scores(self.model, self.anatomy, config, statistics, self.data)
         if searched:
             selection = select_units(self.model, self.anatomy, scores, config, self.data, sequence_length)
             masks, notes = selection.masks, selection.notes
         else:
             assert config.flops is not None
             masks, notes = highest_scores(self.anatomy, scores, config.flops), []
-        return (rearrange_masks(masks, rows, self.data) if config.rearrange else masks), notes
+        return (rearrange_masks(masks, statistics.rows, self.data) if config.rearranges else masks), notes
 
 
 def highest_scores(anatomy: ModelAnatomy, scores: Masks, fraction: float) -> Masks:

@@ -13,6 +13,7 @@ from tests.cli.rows import WORDS, sentence, write_tsv
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LABEL_WORDS = ["great", "terrible"]
 ROWS = 24
 
 # The scripts import what lies beside them, as Python arranges it for a script that is run.
@@ -25,7 +26,8 @@ RunScript = Callable[..., None]
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny BERT and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate([*SPECIAL, *WORDS])}, model_max_length=64)
+    words = [*SPECIAL, *WORDS, *LABEL_WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)}, model_max_length=64)
     set_seed(0)
     model = BertForMaskedLM(
         BertConfig(
@@ -59,6 +61,20 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n".join(map(sentence, range(100))), encoding="utf8")
     return path
+
+
+@pytest.fixture
+def files(base_model: Path, labelled: Path, tmp_path: Path) -> Path:
+    """Models and data as the benchmarks want them, with the tiny model as the base."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "minilm-base").symlink_to(base_model)
+    (tmp_path / "data" / "sst2").mkdir(parents=True)
+    names = {"negative": "0", "positive": "1"}
+    lines = [line.rsplit("\t", 1) for line in labelled.read_text(encoding="utf8").splitlines()]
+    text = "".join(f"{sentence}\t{names.get(label, label)}\n" for sentence, label in lines)
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / "data" / "sst2" / name).write_text(text, encoding="utf8")
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,59 +1,26 @@
-"""The study "Compressing BERT": which models it trains, how runs resume, and what its tables say."""
+"""The study "Compressing BERT": which models it trains, and what its tables say."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import compressing_runs
-import numpy as np
 import pytest
+from cell_arguments import parse_filters
 from compressing_bert import parse_arguments
-from compressing_cells import (
-    TABLES,
-    Cell,
-    Request,
-    Settings,
-    cells_of,
-    fine_tuned_minilm,
-    fine_tuned_small,
-    parse_filters,
-    parse_settings,
-)
-from compressing_rows import readable_lines
-from compressing_runs import Run, RunFailed, Runner
-from compressing_tables import Difference, StudyResults, markdown_report
+from compressing_cells import FIELDS, TABLES, Cell, Settings, cells_of, fine_tuned_minilm, fine_tuned_small
+from compressing_tables import StudyResults, markdown_report
+from compressing_texts import readable_lines
+from study_cells import Request
 
 REQUEST = Request("dev", None, Settings(), "")
-
-# Stands for an example script: it fails where it is told to, and counts its calls.
-SCRIPT = """
-import pathlib, sys
-given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-folder = pathlib.Path(given["--output_dir"])
-with (folder / "calls").open("a") as file:
-    file.write(given.get("--model_name_or_path", "none") + "\\n")
-(folder / "checkpoint-1").mkdir(exist_ok=True)
-if pathlib.Path(given["--train_file"]).read_text() == "bad":
-    sys.exit("ValueError: bad rows")
-"""
-
-
-@pytest.fixture
-def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    (tmp_path / "train.py").write_text(SCRIPT, encoding="utf8")
-    monkeypatch.setattr(compressing_runs, "EXAMPLES", tmp_path)
-    for name in ("good", "bad"):
-        (tmp_path / name).write_text(name, encoding="utf8")
-    return Runner(tmp_path / "runs", {name: tmp_path / name for name in ("good", "bad")}, (), 1)
 
 
 def test_every_model_of_the_issue_is_a_cell() -> None:
     cells = list(cells_of(REQUEST, 1, {}))
     assert len(cells) == sum(len(levels) for kinds in TABLES.values() for levels in kinds.values()) == 9 + 16
     assert len({(cell.name, cell.run.folder) for cell in cells}) == len(cells)
-    chosen = list(cells_of(REQUEST, 2, parse_filters(["table=pre-training", "sparsity=0.9"])))
+    chosen = list(cells_of(REQUEST, 2, parse_filters(["table=pre-training", "sparsity=0.9"], FIELDS)))
     assert [(cell.kind, cell.seed) for cell in chosen] == [
         (kind, seed) for kind in ("pruned", "deleted", "random") for seed in (0, 1)
     ]
@@ -91,65 +58,20 @@ def test_settings_change_the_folder_and_nothing_else_does() -> None:
         ("--only", "sparsity=0.55", "sparsity is one of"),
         ("--set", "steps=3", "no setting 'steps'"),
         ("--set", "rows=many", "many"),
+        ("--only", "kind=deleted sparsity=0.3", "no such cells"),
     ],
 )
 def test_unknown_filters_and_settings_are_refused(
     option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(["--models", str(tmp_path), "--data", str(tmp_path), option, value])
+        parse_arguments(["--models", str(tmp_path), "--data", str(tmp_path), option, *value.split()])
     assert message in capsys.readouterr().err
-
-
-def test_settings_are_read_with_their_types() -> None:
-    assert parse_settings(["rows=10", "small_rate=1e-3"]) == Settings(rows=10, small_rate=1e-3)
-
-
-def test_a_run_is_carried_out_once_after_its_parent(runner: Runner) -> None:
-    parent = Run("train.py", "parent", {"flag": None}, {"train_file": "good"})
-    child = Run("train.py", "child-0.5", {"seed": 1}, {"train_file": "good"}, parent)
-    folder = runner.finish(child)
-    assert runner.finish(child) == folder
-    before = runner.finish(parent)
-    assert (folder / "calls").read_text() == f"{before}\n"
-    assert (before / "calls").read_text() == "none\n"
-    assert not list(folder.glob("checkpoint-*"))
-
-
-def test_a_run_that_failed_is_not_finished_and_says_why(runner: Runner) -> None:
-    run = Run("train.py", "broken-0.5", {}, {"train_file": "bad"})
-    for calls in (1, 2):
-        with pytest.raises(RunFailed, match=r"ValueError: bad rows .*broken-0\.5.*\.log"):
-            runner.finish(run)
-        [folder] = runner._folder.glob("broken-*/")
-        assert (folder / "calls").read_text() == "none\n" * calls
-        assert (folder / "checkpoint-1").is_dir()
-
-
-def test_a_flag_has_no_value_and_interrupted_runs_go_on(runner: Runner, tmp_path: Path) -> None:
-    run = Run("train.py", "one", {"do_eval": True, "seed": 3, "strategy": None}, {"train_file": "good"})
-    command = runner.command(run, tmp_path / "out", None)
-    assert command[command.index("--do_eval") + 1] == "--seed"
-    assert command[command.index("--resume_from_checkpoint") + 1] == "last"
-    assert command[command.index("--train_file") + 1] == str(tmp_path / "good")
-    assert "--strategy" not in command
 
 
 def test_texts_are_made_readable() -> None:
     lines = [" = Title = ", "", " A well @-@ known <unk> of 1 @,@ 000 , 2 @.@ 5 . "]
     assert list(readable_lines(lines)) == ["A well-known [UNK] of 1,000 , 2.5 ."]
-
-
-def test_differences_are_paired() -> None:
-    one, other = np.array([1, 1, 0, 1, 0, 1.0]), np.array([1, 0, 0, 0, 1, 1.0])
-    found = Difference.of(one, other)
-    gaps = [100 * (a - b) for a, b in zip(one, other, strict=True)]
-    mean = sum(gaps) / 6
-    deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / 5)
-    assert found.points == pytest.approx(mean)
-    assert found.half_width == pytest.approx(1.959964 * deviation / math.sqrt(6), rel=1e-5)
-    assert not found.clear
-    assert Difference.of(np.ones(50), np.zeros(50)).clear
 
 
 def measured(right: int, loss: float | None, fit: float = 0.9, rows: int = 200) -> dict[str, Any]:

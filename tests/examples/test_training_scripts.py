@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_prune.anatomy.matrices import choose_matrices
 from hf_prune.config import PruningConfig
@@ -83,6 +83,65 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(one[name], other[name]) for name in one)
     state = json.loads((resumed / "trainer_state.json").read_text())
     assert state["global_step"] == 6
+
+
+STATIC = ("--strategy", "static_mask", "--sparsity", 0.5, "--end", 0.5)
+
+
+def kept_weights_are_those_of(base: Path, masked: Path) -> bool:
+    """Whether all parameters of the encoder are the base model's, but for zeros in the layers' matrices."""
+    before = AutoModelForMaskedLM.from_pretrained(base).bert.state_dict()
+    after = AutoModelForSequenceClassification.from_pretrained(masked).bert.state_dict()
+    shared = before.keys() & after.keys()
+    assert any(name.startswith("encoder.layer.1.") for name in shared)
+    matrices = {name for name in shared if name.startswith("encoder") and before[name].ndim == 2}
+    return all(torch.equal(before[name], after[name]) for name in shared - matrices) and all(
+        torch.equal(torch.where(after[name] == 0, 0, before[name]), after[name]) for name in matrices
+    )
+
+
+def test_a_static_mask_with_label_words_trains_no_weight(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    words = ("--label_words", "negative=terrible,positive=great")
+    classify(run_script, base_model, labelled, tmp_path / "out", *STATIC, *words, "--learning_rate", 1.0)
+    assert kept_weights_are_those_of(base_model, tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    found = zeros(model)
+    assert {found[name] for name in found if "layer" in name} == {0.5}
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    inputs = tokenizer(["a good film"], return_tensors="pt")
+    embeddings = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(["terrible", "great"])]
+    with torch.no_grad():
+        wanted = model.base_model(**inputs).last_hidden_state[:, 0] @ embeddings.T
+        assert torch.allclose(model(**inputs).logits, wanted, atol=1e-5)
+
+
+def test_the_learning_rate_is_that_of_a_new_head_and_not_of_a_static_mask(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("small", "large")]
+    for folder, rate in zip(folders, (1e-6, 1e-1), strict=True):
+        classify(run_script, base_model, labelled, folder, *STATIC, "--learning_rate", rate, steps=2)
+        assert kept_weights_are_those_of(base_model, folder)
+    small, large = (load_file(folder / "model.safetensors")["classifier.weight"] for folder in folders)
+    assert (small - large).abs().max() > 0.05
+
+
+def test_a_teacher_takes_part(run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path) -> None:
+    teacher, alone, taught = (tmp_path / name for name in ("teacher", "alone", "taught"))
+    classify(run_script, base_model, labelled, teacher, "--learning_rate", 1e-2, steps=2)
+    classify(run_script, base_model, labelled, alone, *MAGNITUDE, steps=4)
+    options = ("--teacher_name_or_path", teacher, "--teacher_temperature", 3, "--teacher_weight", 0.9)
+    classify(run_script, base_model, labelled, taught, *MAGNITUDE, *options, "--save_steps", 2, steps=4)
+    assert not same_models(alone, taught)
+    state = json.loads((taught / "checkpoint-2" / "trainer_state.json").read_text())
+    arguments = state["stateful_callbacks"]["PruningCallback"]["args"]
+    assert {name: arguments[name] for name in ("teacher", "temperature", "teacher_weight")} == {
+        "teacher": str(teacher),
+        "temperature": 3,
+        "teacher_weight": 0.9,
+    }
 
 
 def test_a_model_pruned_in_pre_training_keeps_its_zeros(
@@ -175,6 +234,8 @@ def test_two_processes_give_what_one_gives_with_the_same_total_batch(
     ("options", "message"),
     [
         (("--sparsity", 0.5), "need --strategy"),
+        (("--teacher_name_or_path", "somewhere"), "add --strategy"),
+        (("--strategy", "magnitude", "--sparsity", 0.5, "--teacher_weight", 1), "need --teacher_name"),
         (("--strategy", "magnitude", "--sparsity", 0.5, "--treshold", 0.1), "--treshold"),
         (("--strategy", "magnitude", "--sparsity", 1.5), r"sparsity=1\.5"),
         (("--strategy", "fisher", "--flops", 0.5), "prune_model"),

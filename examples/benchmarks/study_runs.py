@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Run:
         options: by name; True for a flag, None for an option that is left out.
         files: options whose values are names of files or folders, see `Runner`.
         parent: the run whose model it starts from.
+        teacher: the run whose model it learns from.
     """
 
     script: str
@@ -39,11 +41,15 @@ class Run:
     options: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
     parent: Run | None = None
+    teacher: Run | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything that its model depends on, except for the code."""
         parent = None if self.parent is None else self.parent.settings()
-        return {"script": self.script, "options": dict(self.options), "files": dict(self.files), "parent": parent}
+        # Kept models are found by these settings: what most runs do not have is only among those of the others.
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.settings()}
+        options, files = dict(self.options), dict(self.files)
+        return {"script": self.script, "options": options, "files": files, "parent": parent, **teacher}
 
     @property
     def folder(self) -> str:
@@ -57,19 +63,31 @@ class Runner:
 
     Args:
         folder: where the runs' folders are.
-        places: where the files are that runs name.
+        places: what gives the path of a file that runs name, and writes the file where that is to be done first.
         extra: options of every run that change nothing in its result, such as `--use_cpu`.
         threads: of every process; None for PyTorch's own choice.
     """
 
-    def __init__(self, folder: Path, places: Mapping[str, Path], extra: tuple[str, ...], threads: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        places: Mapping[str, Callable[[], Path]],
+        extra: tuple[str, ...] = (),
+        threads: int | None = None,
+    ) -> None:
         self._folder, self._places, self._extra = folder, places, extra
         self._environment = dict(os.environ)
         if threads:
             self._environment["OMP_NUM_THREADS"] = str(threads)
 
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, places: Mapping[str, Callable[[], Path]]) -> Runner:
+        """Keeps its runs in the cache that a benchmark's options name."""
+        extra = ("--use_cpu",) if arguments.device.type == "cpu" else ()
+        return cls(arguments.cache / "runs", places, extra, arguments.threads)
+
     def finish(self, run: Run) -> Path:
-        """The folder with a run's model, which is trained first where that has not happened yet, after its parents.
+        """The folder with a run's model, which is trained first where that has not happened yet, after those it needs.
 
         Raises:
             RunFailed: a script ended with an error.
@@ -77,22 +95,28 @@ class Runner:
         folder = self._folder / run.folder
         if (folder / DONE).is_file():
             return folder
-        parent = None if run.parent is None else self.finish(run.parent)
+        needed = {"model_name_or_path": run.parent, "teacher_name_or_path": run.teacher}
+        models = {name: self.finish(other) for name, other in needed.items() if other is not None}
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        self._execute(self.command(run, folder, parent), folder.parent / f"{folder.name}.log")
+        self._execute(self.command(run, folder, models), folder.parent / f"{folder.name}.log")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         seconds = round(time.perf_counter() - start, 1)
         (folder / DONE).write_text(json.dumps({"seconds": seconds, **run.settings()}, indent=1), encoding="utf8")
         return folder
 
-    def command(self, run: Run, folder: Path, parent: Path | None) -> list[str]:
-        """What a user would type; a run that was interrupted goes on."""
+    def command(self, run: Run, folder: Path, models: Mapping[str, Path]) -> list[str]:
+        """What a user would type; a run that was interrupted goes on.
+
+        Args:
+            run: which.
+            folder: of its model.
+            models: options that name models of other runs.
+        """
         options: dict[str, Any] = dict(run.options)
-        options |= {name: self._places[place] for name, place in run.files.items()}
-        if parent is not None:
-            options["model_name_or_path"] = parent
+        options |= {name: self._places[place]() for name, place in run.files.items()}
+        options |= models
         options |= {"output_dir": folder, "resume_from_checkpoint": "last", "report_to": "none"}
         texts = [sys.executable, str(EXAMPLES / run.script), "--do_train", *self._extra]
         for name, value in options.items():
