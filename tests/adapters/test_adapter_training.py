@@ -61,7 +61,7 @@ class TestTraining:
             assert torch.equal(logits(model), logits(bert()))
 
     def test_result(self, tmp_path: Path) -> None:
-        model, callback = masked(), PruningCallback()
+        model, callback = masked(magnitude_prior=0.0), PruningCallback()
         trainer_of(model, tmp_path / "run", callback).train()
         assert callback.result is not None
         masks, scores = learnt(model)

@@ -85,29 +85,35 @@ class TestTraining:
         assert again.config.pruning["weights"]["removed"] == callback.result.report.removed
 
     @pytest.mark.parametrize("masking", ["local", "score", "global"])
-    @pytest.mark.parametrize("schedule", ["cubic", "linear"])
-    def test_masks_are_the_highest_scores_after_every_step(self, tmp_path: Path, masking: str, schedule: str) -> None:
-        config = StaticPruningConfig(sparsity=0.6, masking=masking, schedule=schedule, score_learning_rate=0.05)
-        watch = watched(bert(), tmp_path, config)
-        kinds = [matrix.kind for matrix in watch.pruner.masks.matrices]
+    @pytest.mark.parametrize(("schedule", "prior"), [("cubic", 0.0), ("cubic", 0.3), ("linear", 0.0)])
+    def test_masks_are_the_highest_ranks_after_every_step(
+        self, tmp_path: Path, masking: str, schedule: str, prior: float
+    ) -> None:
+        settings = {"masking": masking, "schedule": schedule, "magnitude_prior": prior}
+        config = StaticPruningConfig(sparsity=0.6, score_learning_rate=0.05, **settings)
+        watch, dense = watched(bert(), tmp_path, config), bert().state_dict()
+        matrices = watch.pruner.masks.matrices
+        priors = [dense[matrix.name].abs() * prior / dense[matrix.name].std() for matrix in matrices]
         for step, (scores, masks) in enumerate(zip(watch.scores, watch.masks, strict=True), start=1):
             power = 3 if schedule == "cubic" else 1
             value = cubic_sparsity(step, 0, round(0.6 * 6), 0.0, 0.6, power)
-            flat = torch.cat([score.flatten() for score in scores])
+            ranks = [score + magnitude for score, magnitude in zip(scores, priors, strict=True)]
+            flat = torch.cat([rank.flatten() for rank in ranks])
             if masking == "global":
                 keep = kept_count(flat.numel(), value)
                 threshold = flat.sort(descending=True).values[keep - 1]
                 assert sum(int(mask.sum()) for mask in masks) == keep
-                assert all((score[mask] >= threshold).all() for score, mask in zip(scores, masks, strict=True))
+                assert all((rank[mask] >= threshold - 1e-6).all() for rank, mask in zip(ranks, masks, strict=True))
                 continue
+            kinds = [matrix.kind for matrix in matrices]
             expected = masks_by_kind(scores, kinds, value) if masking == "score" else None
-            for index, (score, mask) in enumerate(zip(scores, masks, strict=True)):
-                keep = kept_count(score.numel(), value) if expected is None else int(expected[index].sum())
+            for index, (rank, mask) in enumerate(zip(ranks, masks, strict=True)):
+                keep = kept_count(rank.numel(), value) if expected is None else int(expected[index].sum())
                 assert int(mask.sum()) == keep
-                assert not (~mask).any() or score[mask].min() >= score[~mask].max()
+                assert not (~mask).any() or rank[mask].min() >= rank[~mask].max() - 1e-6
 
     def test_less_often_is_still_the_highest_scores_of_that_moment(self, tmp_path: Path) -> None:
-        config = StaticPruningConfig(sparsity=0.6, frequency=3, score_learning_rate=0.05)
+        config = StaticPruningConfig(sparsity=0.6, frequency=3, score_learning_rate=0.05, magnitude_prior=0.0)
         watch = watched(bert(), tmp_path, config)
         for score, mask in zip(watch.scores[5], watch.masks[5], strict=True):
             assert score[mask].min() >= score[~mask].max()
@@ -120,7 +126,9 @@ class TestTraining:
         for parameter in model.classifier.parameters():
             parameter.requires_grad_(False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        pruner = start_pruning(model, StaticPruningConfig(sparsity=0.6, begin=3, end=5), len(batches), optimizer)
+        pruner = start_pruning(
+            model, StaticPruningConfig(sparsity=0.6, begin=3, end=5, magnitude_prior=0.0), len(batches), optimizer
+        )
         assert isinstance(pruner, StaticPruner)
         for batch in batches:
             model(**batch).loss.backward()

@@ -29,6 +29,7 @@ class StaticPruningConfig(StaticMaskSettings, ScheduledPruningConfig):
         "schedule",
         "regularization",
         "score_learning_rate",
+        "magnitude_prior",
         "label_words",
         "label_word_head",
         "label_word_model",

@@ -31,16 +31,43 @@ class StaticMaskPruner(ScheduledMaskPruner):
 
     def _chosen(self, scores: list[torch.Tensor], value: float) -> list[torch.Tensor]:
         config: StaticPruningConfig = self.config
+        ranks = self._ranks(scores)
         if config.masking == "local":
-            return masks_by_matrix(scores, value)
+            return masks_by_matrix(ranks, value)
         if config.masking == "global":
-            return masks_over_all(scores, value)
+            return masks_over_all(ranks, value)
         kinds = [matrix.kind for matrix in self.masks.matrices]
-        return masks_by_kind(scores, kinds, value, config.score_temperature)
+        return masks_by_kind(scores, kinds, value, config.score_temperature, ranks)
+
+    def _ranks(self, scores: list[torch.Tensor]) -> list[torch.Tensor]:
+        """By what weights are ordered: their scores, and before these have learnt much their magnitudes."""
+        prior = self.config.magnitude_prior
+        if not prior:
+            return scores
+        return [with_magnitude(score, self.masks.raw(index), prior) for index, score in enumerate(scores)]
+
+
+def with_magnitude(scores: torch.Tensor, weight: torch.Tensor, prior: float) -> torch.Tensor:
+    """S + prior · |W| / σ(W): ranks weights by magnitude until scores tell them apart.
+
+    From scores of 0 the first ranking is arbitrary, and the next ones move a large part of the mask by the gradients of
+    a few batches; with a prior the first weights to go, and to be exchanged, are small ones.
+
+    Args:
+        scores: S, float32.
+        weight: W, of the same shape, in any floating-point type.
+        prior: how many units of score one standard deviation of the weights is worth.
+    """
+    magnitudes = weight.detach().float().abs()
+    return torch.add(scores, magnitudes, alpha=prior / float(weight.float().std().clamp_min(1e-12)))
 
 
 def masks_by_kind(
-    scores: Sequence[torch.Tensor], kinds: Sequence[str], sparsity: float, temperature: float = 1.0
+    scores: Sequence[torch.Tensor],
+    kinds: Sequence[str],
+    sparsity: float,
+    temperature: float = 1.0,
+    ranks: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """In every kind of matrix the same fraction is removed, shared between the layers by their mean scores (Eq. 4).
 
@@ -49,15 +76,17 @@ def masks_by_kind(
         kinds: what each matrix is in its layer; those of one kind share.
         sparsity: fraction to remove of every kind, exactly.
         temperature: the larger, the more alike the layers.
+        ranks: by what the weights of a matrix are ordered; by default the scores.
 
     Returns:
-        One bool mask per matrix, True where a weight stays: its highest scores.
+        One bool mask per matrix, True where a weight stays: its highest ranks.
     """
+    ranks = scores if ranks is None else ranks
     masks: dict[int, torch.Tensor] = {}
     for kind in dict.fromkeys(kinds):
         places = [index for index, name in enumerate(kinds) if name == kind]
         levels = allocate_by_score([scores[index] for index in places], 1 - sparsity, temperature)
         for index, level in zip(places, levels, strict=True):
             keep = round(level * scores[index].numel())
-            masks[index] = masks_over([scores[index]], keep)[0]
+            masks[index] = masks_over([ranks[index]], keep)[0]
     return [masks[index] for index in range(len(scores))]

@@ -55,6 +55,13 @@ class StaticMaskSettings:
         metadata={"help": "Factor of the scores' mean sigmoid in the loss; rises from 0 over the training."},
     )
     score_learning_rate: float = field(default=2e-2, metadata={"help": "Of the scores; falls linearly to zero."})
+    magnitude_prior: float = field(
+        default=3.0,
+        metadata={
+            "help": "Weights are ranked by score + this · |w| / σ(W), so that what is small goes first while the scores"
+            " have learnt little; 0 is the paper's, which takes thousands of steps to get off the ground."
+        },
+    )
     label_words: dict[str, str] | str | None = field(
         default=None,
         metadata={
@@ -97,7 +104,7 @@ def check_static_settings(settings: Any) -> None:
     """
     check_sparsity(settings, "sparsity")
     check_choices(settings, masking=MASKINGS, schedule=SCHEDULES)
-    check_not_negative(settings, "regularization", "score_learning_rate")
+    check_not_negative(settings, "regularization", "score_learning_rate", "magnitude_prior")
     value = settings.temperature
     if value is not None and not (is_number(value) and value > 0):
         raise PruningError(f"temperature={value!r} must be a number above 0.")
