@@ -21,6 +21,7 @@ from .report.tasks import task_of
 from .strategies.hold import HoldPruningConfig
 from .strategies.training import TrainingPruner
 from .surgery.weight_metadata import weights_of
+from .trainer_levels import check_evaluates, evaluate_level, prepare_levels, reach_level, record_best
 from .trainer_logs import AddsToLogs, install_log_hook
 from .training import digest, reload_pruning, resume_pruning, save_pruning, side_file, start_pruning
 
@@ -102,14 +103,16 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
                 " training."
             )
         self._output, self.result = Path(args.output_dir), None
+        check_evaluates(config, args)
         if state.global_step:
             folder = self._resumed_from(args, state, config)
             self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
         else:
             self._pruner = start_pruning(model, config, state.max_steps, optimizer)
         self._met = self._pruner.reached
+        prepare_levels(self._pruner, args)
         if self._teacher is not None:
-            self._distillation = Distillation(model, _teacher_for(model, self._teacher), **self._distilled)
+            self._distillation = Distillation(model, teacher_for(model, self._teacher), **self._distilled)
         # The state file of a run without this callback has no place for it.
         state.stateful_callbacks.setdefault(type(self).__name__, {})
 
@@ -122,6 +125,18 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         if not self._met and self._pruner.reached:
             self._met = True
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        reach_level(self._pruner, args, state, control)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Records a level of a strategy's trade-off curve with what its evaluation gave."""
+        evaluate_level(self._pruner, state, metrics or {})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -133,6 +148,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             wait_for_all()  # the first process may still be writing the last checkpoint
             reload_pruning(self._pruner, state.best_model_checkpoint)
+            record_best(self._pruner, state)
         if not self._pruner.reached:
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
         self.result = self._pruner.finish()
@@ -205,7 +221,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             self._pruner = None
 
 
-def _teacher_for(model: Any, teacher: PreTrainedModel | str | Path) -> PreTrainedModel:
+def teacher_for(model: Any, teacher: PreTrainedModel | str | Path) -> PreTrainedModel:
     """A teacher on the student's device; by name it is loaded as a model of the student's task."""
     inner = inner_model(model)
     if not isinstance(teacher, PreTrainedModel):

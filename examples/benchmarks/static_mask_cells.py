@@ -79,15 +79,16 @@ class Settings:
 
     rows: int = 8000
     batch: int = 32
-    steps: int = 750
+    steps: int = 375
     rate: float = 5e-5
     movement_score_rate: float = 1e-2
     static_score_rate: float = 2e-2
     head_rate: float = 5e-4
-    regularization: float = 400.0
+    regularization: float = 50.0
+    magnitude_prior: float = 10.0
     weights_end: float = 0.5
-    static_end: float = 0.6
-    frequency: int = 1
+    static_end: float = 0.7
+    frequency: int = 5
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _static_options(settings: Settings, kind: Kind, remaining: float, label_word
         "masking": kind.masking,
         "score_learning_rate": settings.static_score_rate,
         "regularization": 0.0 if kind.variant == PLAIN else settings.regularization,
+        "magnitude_prior": settings.magnitude_prior,
         "label_words": None if kind.variant == NEW_HEAD else label_words,
         "end": settings.static_end,
         "frequency": settings.frequency,

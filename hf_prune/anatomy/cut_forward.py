@@ -53,7 +53,7 @@ def forward_on_kept_heads(core: nn.Module, layout: AttentionLayout, log: UndoLog
 
 
 def forward_without_columns(projection: nn.Module, log: UndoLog) -> None:
-    """Makes a `Conv1D` that has no columns left return its bias (its own `forward` cannot tell the rows apart)."""
+    """Makes a projection that reads nothing return its bias (a `Conv1D` without columns cannot tell rows apart)."""
     log.set(projection, "forward", MethodType(_forward_without_columns, projection))
 
 
@@ -76,8 +76,9 @@ def _forward_without_heads(self: Any, hidden_states: torch.Tensor, *args: Any, *
 
 
 def _forward_without_columns(self: Any, inputs: torch.Tensor) -> torch.Tensor:
-    bias: torch.Tensor = self.bias
-    return bias.expand(*inputs.shape[:-1], -1)
+    if self.bias is None:
+        return inputs.new_zeros(*inputs.shape[:-1], self.weight.shape[0])
+    return self.bias.to(inputs.dtype).expand(*inputs.shape[:-1], -1)
 
 
 def _empty_probabilities(core: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor | None:

@@ -48,11 +48,12 @@ def largest_contributions(
         grouped: brings `[..., n]` into groups, `[groups, positions, n]`, with 0 at padding.
 
     Returns:
-        float32 `[groups, units]`.
+        float32 `[groups, units]` (float64 for float64).
     """
-    rows = slices.new_zeros(slices.shape[:-1], dtype=torch.float32)
+    wide = _wide(slices)
+    rows = slices.new_zeros(slices.shape[:-1], dtype=wide)
     for unit in units:
-        product = slices[..., unit, :].float() @ weights[unit].float()
+        product = slices[..., unit, :].to(wide) @ weights[unit].to(wide)
         rows[..., unit] = torch.linalg.vector_norm(product, torch.inf, dim=-1)
     return grouped(rows).amax(1)
 
@@ -68,8 +69,9 @@ def open_contributions(
     Returns:
         bool `[groups, units]`; False for units that were not asked for.
     """
-    longest, place = grouped(torch.linalg.vector_norm(slices, dim=-1, dtype=torch.float32)).max(1)
-    bound = longest * torch.linalg.vector_norm(weights, dim=1, dtype=torch.float32).amax(-1)
+    wide = _wide(slices)
+    longest, place = grouped(torch.linalg.vector_norm(slices, dim=-1, dtype=wide)).max(1)
+    bound = longest * torch.linalg.vector_norm(weights, dim=1, dtype=wide).amax(-1)
     opened = (_products_at(slices, weights, place) > epsilon) & (longest > 0)  # the length of padding is 0 here
     unclear = (is_open(bound * _ROOM, epsilon) & ~opened).any(0).tolist()
     asked = torch.zeros(len(weights), dtype=torch.bool)
@@ -85,5 +87,9 @@ def _products_at(slices: torch.Tensor, weights: torch.Tensor, place: torch.Tenso
     groups, units = place.shape
     positions = slices.reshape(groups, -1, units, slices.shape[-1])
     index = place[:, None, :, None].expand(-1, 1, -1, slices.shape[-1])
-    chosen = positions.gather(1, index)[:, 0].float()
-    return torch.linalg.vector_norm(torch.einsum("guw,uwh->guh", chosen, weights.float()), torch.inf, dim=-1)
+    chosen = positions.gather(1, index)[:, 0].to(_wide(slices))
+    return torch.linalg.vector_norm(torch.einsum("guw,uwh->guh", chosen, weights.to(chosen)), torch.inf, dim=-1)
+
+
+def _wide(values: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

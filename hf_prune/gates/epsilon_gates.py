@@ -141,7 +141,7 @@ class EpsilonGates:
     def state(self) -> dict[str, torch.Tensor]:
         """Thresholds, closed gates and statistics, on the CPU."""
         self._end_batch()
-        tensors = {f"epsilon.{kind}": torch.tensor(value).double() for kind, value in self.epsilon.items()}
+        tensors = {f"epsilon.{kind}": torch.tensor(value, dtype=torch.float64) for kind, value in self.epsilon.items()}
         for gate in self._gates:
             name = gate.mapping.name
             tensors |= {f"{name}.kept": gate.kept.clone()}

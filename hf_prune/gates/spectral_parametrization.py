@@ -128,7 +128,10 @@ def take_off(matrix: NormalisedMatrix, *, fold: bool) -> None:
     # torch takes the computed weight out of the module's class, which deep copies of the module share.
     shared = type(matrix.module)
     matrix.module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    others = list(matrix.module._parameters)
     parametrize.remove_parametrizations(matrix.module, _WEIGHT, leave_parametrized=False)
+    for name in others:  # the weight comes first again, as optimizers count parameters
+        matrix.module._parameters[name] = matrix.module._parameters.pop(name)
     if weight is not None:
         matrix.module.get_parameter(_WEIGHT).copy_(weight)
 

@@ -79,6 +79,18 @@ UNIT_CITATIONS = {
   year    = {2020}
 }""",
     ),
+    "snip": Citation(
+        text="Lin et al., 2020, Pruning Redundant Mappings in Transformer Models via Spectral-Normalized Identity"
+        " Prior, Findings of EMNLP",
+        url="https://arxiv.org/abs/2010.01791",
+        bibtex="""\
+@inproceedings{lin2020pruning,
+  title     = {Pruning Redundant Mappings in Transformer Models via Spectral-Normalized Identity Prior},
+  author    = {Lin, Zi and Liu, Jeremiah Zhe and Yang, Zi and Hua, Nan and Roth, Dan},
+  booktitle = {Findings of the Association for Computational Linguistics: EMNLP 2020},
+  year      = {2020}
+}""",
+    ),
 }
 
 WEIGHT_CITATIONS = {

@@ -9,6 +9,7 @@ import torch
 
 from ..anatomy import Block, ModelAnatomy, WeightMatrix, groups_of
 from ..budget import data_lengths
+from ..budget.positions import check_length
 from ..calibration import CalibrationData
 from ..errors import PruningError
 from ..gates import WeightMasks
@@ -40,6 +41,8 @@ class MaskedUnitsPruner(TrainingPruner):
         super().__init__(model, config, steps)
         if any(block.unit == "experts" for block in anatomy.blocks):
             raise PruningError("Whole experts can only be pruned at one go: use prune_model, and train afterwards.")
+        if config.sequence_length is not None:
+            check_length(self.inner, config.sequence_length)
         self.anatomy = anatomy
         self.data = CalibrationData([example_of(self.inner, config)], self.inner)
         self.lengths = data_lengths(self.inner, anatomy, self.data, config.sequence_length)

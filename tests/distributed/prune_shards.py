@@ -13,6 +13,12 @@ from safetensors.torch import save_file
 from hf_prune import FisherPruningConfig, prune_model
 from tests.distributed.small_bert import small_model
 
+SETTINGS = {
+    "weights": {"recovery": "weights"},
+    "mask_tuning": {"recovery": "mask_tuning"},
+    "after_refit": {"importance": "after_refit", "labels": "model"},
+}
+
 
 def main(folder: str, unreachable: bool) -> None:
     """Writes every process's pruned weights to `folder`; or asks for what only the measuring process can refuse."""
@@ -27,10 +33,10 @@ def main(folder: str, unreachable: bool) -> None:
     if unreachable:
         settings = FisherPruningConfig(latency_ms=1e-9, batch_size=8)
         prune_model(model, settings, Dataset.from_list(rows), accelerator=accelerator)
-    for recovery in ("weights", "mask_tuning"):
-        settings = FisherPruningConfig(flops=0.5, recovery=recovery, batch_size=8, refit_examples=None)
-        pruned = prune_model(copy.deepcopy(model), settings, Dataset.from_list(rows), accelerator=accelerator).model
-        name = f"{folder}/{recovery}-{accelerator.num_processes}-{accelerator.process_index}.safetensors"
+    for name, settings in SETTINGS.items():
+        config = FisherPruningConfig(flops=0.5, batch_size=8, refit_examples=None, **settings)
+        pruned = prune_model(copy.deepcopy(model), config, Dataset.from_list(rows), accelerator=accelerator).model
+        name = f"{folder}/{name}-{accelerator.num_processes}-{accelerator.process_index}.safetensors"
         save_file({key: value.contiguous() for key, value in pruned.state_dict().items()}, name)
 
 

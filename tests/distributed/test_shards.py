@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.launching import launch
+from tests.distributed.prune_shards import SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recovery", ["weights", "mask_tuning"])
-def test_processes_agree_with_each_other_and_with_one_process(written: Path, recovery: str) -> None:
-    one, first, second = (load_file(written / f"{recovery}-{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_processes_agree_with_each_other_and_with_one_process(written: Path, settings: str) -> None:
+    one, first, second = (load_file(written / f"{settings}-{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
         assert value.shape == one[name].shape, name

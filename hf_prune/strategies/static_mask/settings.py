@@ -56,7 +56,7 @@ class StaticMaskSettings:
     )
     score_learning_rate: float = field(default=2e-2, metadata={"help": "Of the scores; falls linearly to zero."})
     magnitude_prior: float = field(
-        default=3.0,
+        default=10.0,
         metadata={
             "help": "Weights are ranked by score + this · |w| / σ(W), so that what is small goes first while the scores"
             " have learnt little; 0 is the paper's, which takes thousands of steps to get off the ground."

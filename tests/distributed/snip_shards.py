@@ -1,0 +1,54 @@
+"""Trains a small model with SNIP on all processes, each with its own share of every mini-batch; run by torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_prune import PruningCallback, SnipPruningConfig
+from tests.distributed.small_bert import small_model
+from tests.distributed.train_shards import rows, write
+
+STEPS = 12
+CONFIG = SnipPruningConfig(params=0.6, iterations=2, most=0.4, k=2)
+
+
+class Notes(TrainerCallback):
+    """What the pruning's callback logs of each step."""
+
+    def __init__(self, pruning: PruningCallback) -> None:
+        self.pruning = pruning
+        self.lines: list[dict[str, float]] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.lines.append(self.pruning.logs())
+
+
+def main(folder: Path) -> None:
+    """Writes every process's weights, and what it has logged."""
+    arguments = TrainingArguments(
+        output_dir=str(folder / "out"),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        optim="sgd",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        eval_strategy="steps",
+        eval_steps=1000,
+    )
+    model, pruning = small_model(), PruningCallback(CONFIG)
+    notes = Notes(pruning)
+    Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows(), callbacks=[pruning, notes]).train()
+    about = {"lines": json.dumps(notes.lines), "curve": pruning.result.curve.to_json()}
+    write(model, folder, "snip", about)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
