@@ -10,28 +10,31 @@ HIDDEN, HEADS, LAYERS, VOCABULARY = 64, 4, 2, 60
 IMPORTANT = (1, 3)
 
 
-def planted_model(seed: int = 0) -> BertModel:
-    """Each layer's important head looks at each word itself and makes a quarter of its dimensions four times as large.
+def planted_model(
+    seed: int = 0, *, hidden: int = HIDDEN, heads: int = HEADS, important: tuple[int, ...] = IMPORTANT
+) -> BertModel:
+    """Each layer's important head looks at each word itself and makes some dimensions four times as large.
 
-    The other heads look everywhere and write next to nothing, and so do the feed-forward blocks.
+    The other heads look everywhere and write next to nothing, and so do the feed-forward blocks. There are as many
+    layers as important heads, and those dimensions are as many as a head has, other ones in every layer.
     """
     config = BertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        hidden_size=hidden,
+        num_hidden_layers=len(important),
+        num_attention_heads=heads,
         intermediate_size=8,
         max_position_embeddings=24,
     )
     model = BertModel(config).eval()
     generator = torch.Generator().manual_seed(seed)
-    size = HIDDEN // HEADS
+    size = hidden // heads
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(0.01)
-        model.embeddings.word_embeddings.weight.copy_(torch.randn(VOCABULARY, HIDDEN, generator=generator))
-        for place, (layer, head) in enumerate(zip(model.encoder.layer, IMPORTANT, strict=True)):
+        model.embeddings.word_embeddings.weight.copy_(torch.randn(VOCABULARY, hidden, generator=generator))
+        for place, (layer, head) in enumerate(zip(model.encoder.layer, important, strict=True)):
             rows, read = slice(size * head, size * (head + 1)), slice(size * place, size * (place + 1))
             attention = layer.attention.self
             attention.query.weight[rows, read] = attention.key.weight[rows, read] = 2 * torch.eye(size)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import BertConfig, LlamaConfig, LlamaModel
 
 from hf_prune import MetaPruner, MetaPrunerConfig, PruningError, describe_model
@@ -35,6 +36,25 @@ def test_every_example_counts_the_same_whatever_its_batch(pruner: MetaPruner) ->
         torch.testing.assert_close(found, torch.tensor(expected).mean(dim=0))
         torch.testing.assert_close(other, found)
     assert torch.cat(whole).std() > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_scores_do_not_depend_on_the_order_of_examples_nor_on_padding(pruner: MetaPruner, side: str) -> None:
+    """Examples one by one without padding, and backwards in one batch with more of it than any needs."""
+    model, batch = BERT.model(), BERT.batch()
+    blocks = describe_model(model).attentions
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    alone = [{"input_ids": ids[:length][None]} for ids, length in zip(batch["input_ids"], lengths, strict=True)]
+    padded: list[dict[str, torch.Tensor]] = []
+    for length, example in zip(lengths, alone, strict=True):
+        room = (20 - length, 0) if side == "left" else (0, 20 - length)
+        row = example | {"attention_mask": torch.ones(1, length), "position_ids": torch.arange(length)[None]}
+        padded.insert(0, {name: functional.pad(value, room) for name, value in row.items()})
+    together = {name: torch.cat([row[name] for row in padded]) for name in padded[0]}
+    expected = score_heads(model, blocks, pruner, "single", alone).means()
+    for found, other in zip(score_heads(model, blocks, pruner, "single", [together]).means(), expected, strict=True):
+        torch.testing.assert_close(found, other, atol=1e-5, rtol=0)
+    assert torch.cat(expected).std() > 1e-3
 
 
 def test_a_group_of_heads_has_their_mean_score(pruner: MetaPruner) -> None:

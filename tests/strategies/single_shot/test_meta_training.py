@@ -15,7 +15,9 @@ from hf_prune import (
     MetaPrunerConfig,
     MetaTrainingArguments,
     PruningError,
+    SingleShotPruningConfig,
     describe_model,
+    prune_model,
     train_meta_pruner,
 )
 from hf_prune.gates import UnitGates
@@ -25,6 +27,7 @@ from hf_prune.strategies.single_shot.distribution_loss import paper_divergence
 from hf_prune.strategies.single_shot.episode_loss import EpisodeLoss
 from hf_prune.strategies.single_shot.episodes import EpisodeBatches, Episodes, seeded
 from hf_prune.strategies.single_shot.head_scores import score_heads
+from tests.small_models import case
 from tests.strategies.single_shot.planted import HEADS, IMPORTANT, LAYERS, planted_model, texts
 
 SMALL = {"episode_examples": 8, "episodes_per_update": 2, "scored_examples": 4, "validation_episodes": 4}
@@ -78,22 +81,45 @@ def largest_difference(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor
 # --- what is learnt ---
 
 
-def test_the_heads_that_matter_are_learnt_and_the_loss_falls(model: BertModel, data: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(model: BertModel, data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole training."""
+    folder = tmp_path_factory.mktemp("trained")
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    pruner = train(model, data, 16, tmp_path)
-    history = json.loads((tmp_path / "meta_training.json").read_text())
+    pruner = train(model, data, 16, folder)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    loaded = MetaPruner.from_pretrained(folder)
+    assert largest_difference(loaded.state_dict().values(), pruner.state_dict().values()) == 0
+    return folder
+
+
+def test_the_heads_that_matter_are_learnt_and_the_loss_falls(model: BertModel, trained: Path) -> None:
+    history = json.loads((trained / "meta_training.json").read_text())
     assert [entry["update"] for entry in history] == [0, 4, 8, 12, 16]
     assert history[0]["validation_loss"] > 0.01
     assert min(entry["validation_loss"] for entry in history) < 1e-4
     assert history[-1]["training_loss"] < 0.7 * history[1]["training_loss"]
     blocks, unseen = describe_model(model).attentions, {"input_ids": torch.randint(5, 60, (4, 9))}
     for kind in ("single", "pair"):
-        means = score_heads(model, blocks, pruner, kind, [unseen]).means()
+        means = score_heads(model, blocks, MetaPruner.from_pretrained(trained).eval(), kind, [unseen]).means()
         assert [int(score.argmax()) for score in means] == list(IMPORTANT)
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    loaded = MetaPruner.from_pretrained(tmp_path)
-    assert largest_difference(loaded.state_dict().values(), pruner.state_dict().values()) == 0
+
+
+def test_a_pruner_finds_the_heads_that_matter_in_an_encoder_of_another_size(trained: Path, tmp_path: Path) -> None:
+    """Trained on 2 layers of 4 heads, used on 3 layers of 6 and on another family with random weights."""
+    config = SingleShotPruningConfig(pruner_name_or_path=str(trained), heads=0.2, input_type="single")
+    other = planted_model(seed=5, hidden=96, heads=6, important=(5, 0, 2))
+    result = prune_model(other, config, texts(12, 7))
+    kept = [units for key, units in result.plan.kept.items() if key.endswith("attention")]
+    assert kept == [(5,), (0,), (2,)]
+    result.save_pretrained(tmp_path)
+    batch = {"input_ids": torch.randint(5, 60, (2, 9))}
+    loaded = BertModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**batch).last_hidden_state, other(**batch).last_hidden_state)
+    distilled = case("distilbert", "bare").model()
+    prune_model(distilled, config, texts(12, 7))
+    assert [block.units for block in describe_model(distilled).attentions] == [1, 1, 1]
 
 
 def test_the_pruner_with_the_lowest_validation_loss_is_kept(
