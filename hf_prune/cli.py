@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .commands.arguments import DataArguments, RunArguments
+from .commands.arguments import DataArguments, RunArguments, SweepArguments
 from .commands.console import note, quiet_output, show, terminal_width
 from .commands.options import make_config, take, with_options
 from .errors import PruningError
@@ -72,17 +72,43 @@ def run(
     **options: Any,
 ) -> None:
     """Prune a fine-tuned model to a budget and write it as an ordinary checkpoint."""
-    from .commands.run import RunRequest
+    from .commands.inputs import Request
     from .commands.run import run as prune
 
     arguments, data = take(RunArguments, options), take(DataArguments, options)
     config = make_config(arguments.strategy, options, seed=arguments.seed)
-    result = prune(RunRequest(model, config, data, arguments))
+    result = prune(Request(model, config, data, arguments))
     if as_json:
         show(json.dumps({"output_dir": str(arguments.output_dir), "report": result.report.to_dict()}))
         return
     _show_report(result.report)
     note(f"The pruned model is in {arguments.output_dir}.")
+
+
+@app.command()
+@with_options(SweepArguments, DataArguments, strategies=True, budgets=False)
+@_reports_errors
+def sweep(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a fine-tuned model.")],
+    as_json: Json = False,
+    debug: Debug = False,
+    **options: Any,
+) -> None:
+    """Prune a fine-tuned model to several budgets, measure each, and write those that you want."""
+    from .commands.inputs import Request
+    from .commands.sweep import run_sweep
+
+    arguments, data = take(SweepArguments, options), take(DataArguments, options)
+    settings = {**options, arguments.budget: arguments.values[0]}
+    config = make_config(arguments.strategy, settings, seed=arguments.seed)
+    outcome = run_sweep(Request(model, config, data, arguments))
+    if as_json:
+        show(json.dumps({"output_dir": str(arguments.output_dir), **outcome.to_dict()}))
+        return
+    show(outcome.table())
+    note(f"The curve is in {arguments.output_dir}.")
+    for budget, folder in outcome.folders.items():
+        note(f"The model with {arguments.budget}={budget:g} is in {folder}.")
 
 
 @app.command()

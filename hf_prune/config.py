@@ -174,7 +174,7 @@ class StructuredPruningConfig(PruningConfig):
 
 
 def _check_budget(name: str, value: Any) -> None:
-    if name in ("sparsity", "heads", "layers"):  # checked where these settings are
+    if name in ("sparsity", "heads", "layers", "max_metric_drop"):  # checked where these settings are
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise PruningError(f"{name}={value!r} must be a number above 0.")

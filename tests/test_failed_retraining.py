@@ -10,8 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hf_prune import FisherPruningConfig, prune_model
-from hf_prune import api as api_module
+from hf_prune import FisherPruningConfig, prune_model, pruning_run
 from tests.failing import Failing
 from tests.small_models import Batch, case
 from tests.witness import Witness
@@ -50,8 +49,8 @@ def test_interrupted_retraining_leaves_the_model(
         return Interrupted(pruned, arguments, train_dataset=rows)
 
     if when == "after training":
-        evaluate = Failing(api_module.evaluate_model, 1, KeyboardInterrupt)
-        monkeypatch.setattr(api_module, "evaluate_model", evaluate)
+        evaluate = Failing(pruning_run.evaluate_model, 1, KeyboardInterrupt)
+        monkeypatch.setattr(pruning_run, "evaluate_model", evaluate)
     witness = Witness(model)
     with pytest.raises(KeyboardInterrupt):
         prune_model(model, config(), batches, eval_dataset=rows, retrain=retrain)

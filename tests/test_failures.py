@@ -25,8 +25,8 @@ from hf_prune import (
     UnsupportedModelError,
     describe_model,
     prune_model,
+    pruning_run,
 )
-from hf_prune import api as api_module
 from hf_prune.budget import latency, latency_selection
 from hf_prune.gates import (
     add_epsilon_gates,
@@ -39,7 +39,7 @@ from hf_prune.gates import (
     remove_spectral_norm,
 )
 from hf_prune.scores import gradient_rows
-from hf_prune.strategies.fisher import strategy
+from hf_prune.strategies.fisher import repair, strategy
 from hf_prune.surgery import PruningPlan, apply_plan, verify
 from tests.conformance.plans import prune
 from tests.failing import Failing
@@ -214,16 +214,16 @@ def test_gated_model(add: Callable[..., Any], remove: Callable[..., Any], words:
 MOMENTS = {
     "gradients": (gradient_rows, "iterate_gradients", 0),
     "search": (strategy, "select_units", 0),
-    "middle of the repair": (strategy, "refit_weights", 3),
+    "middle of the repair": (repair, "refit_weights", 3),
     "cut": (verify, "shrink_model", 0),
     "middle of installing repairs": (verify, "_install", 8),
     "comparison": (verify, "_compare", 0),
-    "timing": (api_module, "compare_with_undone", 0),
-    "report": (api_module, "build_report", 0),
-    "metadata": (api_module, "write_metadata", 0),
-    "evaluation before": (api_module, "evaluate_model", 0),
-    "evaluation after": (api_module, "evaluate_model", 1),
-    "last step": (api_module, "write_metrics", 0),
+    "timing": (pruning_run, "compare_with_undone", 0),
+    "report": (pruning_run, "build_report", 0),
+    "metadata": (pruning_run, "write_metadata", 0),
+    "evaluation before": (pruning_run, "evaluate_model", 0),
+    "evaluation after": (pruning_run, "evaluate_model", 1),
+    "last step": (pruning_run, "write_metrics", 0),
 }
 
 

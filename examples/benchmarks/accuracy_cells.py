@@ -11,11 +11,16 @@ from tasks import TASKS
 
 from hf_prune import FisherPruningConfig
 
-FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3)
+FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 RECOVERIES = ("none", "mask_tuning", "weights")
 EXAMPLES = 2048
 # The pipeline as it is by default, beside which the ablations stand.
 FULL = "full"
+ABLATION_FLOPS = (0.6, 0.4)
+# Where scores differ most.
+SMALL_FLOPS = (0.5, 0.4, 0.3, 0.2)
+# Settings that came after the first cells were measured, as they were until then: they are no part of a cell's key.
+_SINCE = {"blend": None, "labels": "data", "max_metric_drop": None, "metric": None}
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,20 @@ class Ablation:
         examples: calibration examples.
         searched: whether the budget is divided between heads and filters by the search; otherwise the same fraction
             of both is kept, those with the highest scores over all layers.
+        flops: the budgets that it is measured at.
+        recoveries: the repairs that it is measured with.
     """
 
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     examples: int = EXAMPLES
     searched: bool = True
+    flops: tuple[float, ...] = ABLATION_FLOPS
+    recoveries: tuple[str, ...] = RECOVERIES
 
 
-ABLATION_FLOPS = (0.6, 0.4)
 ABLATIONS = {
-    FULL: Ablation(f"default settings, {EXAMPLES:,} examples"),
+    FULL: Ablation(f"default settings, {EXAMPLES:,} examples", flops=FLOPS),
     "no_search": Ablation("without search", searched=False),
     # Whether units are rearranged by default depends on the recovery, so one of these two is always the default.
     "rearrangement": Ablation("with rearrangement", {"rearrange": True}),
@@ -46,6 +54,25 @@ ABLATIONS = {
     "uniform": Ablation("every layer alike", {"uniform": True}),
     "gradient": Ablation("importance: first-order gradient", {"importance": "gradient"}),
     "magnitude": Ablation("importance: weight magnitude", {"importance": "magnitude"}),
+    "model_labels": Ablation("the model's own labels", {"labels": "model"}, flops=SMALL_FLOPS, recoveries=("weights",)),
+    "blended": Ablation(
+        "importance: predictive and representational, blended by trial; the model's own labels",
+        {"importance": "blended", "labels": "model"},
+        flops=SMALL_FLOPS,
+        recoveries=("weights",),
+    ),
+    "after_refit": Ablation(
+        "importance: what is lost after the refit",
+        {"importance": "after_refit"},
+        flops=SMALL_FLOPS,
+        recoveries=("weights",),
+    ),
+    "after_refit_model_labels": Ablation(
+        "importance: what is lost after the refit, with the model's own labels",
+        {"importance": "after_refit", "labels": "model"},
+        flops=SMALL_FLOPS,
+        recoveries=("weights",),
+    ),
     "512_examples": Ablation("512 examples", examples=512),
     "4096_examples": Ablation("4,096 examples", examples=4096),
 }
@@ -130,7 +157,7 @@ class Cell:
             "examples": self.examples,
             "seed": self.seed,
             "searched": self.searched,
-            "config": self.config.to_dict(),
+            "config": dict(item for item in self.config.to_dict().items() if item not in _SINCE.items()),
             "tag": self.request.tag,
         }
 
@@ -143,8 +170,8 @@ def cells_of(request: Request, seeds: int, allowed: Mapping[str, Collection[str]
 
 def _every_cell(request: Request, seeds: int) -> Iterator[Cell]:
     for task in TASKS:
-        for ablation in ABLATIONS:
-            for flops in FLOPS if ablation == FULL else ABLATION_FLOPS:
-                for recovery in RECOVERIES:
+        for name, ablation in ABLATIONS.items():
+            for flops in ablation.flops:
+                for recovery in ablation.recoveries:
                     for seed in range(seeds):
-                        yield Cell(task, flops, recovery, ablation, seed, request)
+                        yield Cell(task, flops, recovery, name, seed, request)

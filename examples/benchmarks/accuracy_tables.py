@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accuracy_cells import ABLATION_FLOPS, ABLATIONS, FLOPS, FULL, RECOVERIES, Cell
+from accuracy_cells import ABLATIONS, FLOPS, FULL, RECOVERIES, Cell
 from intervals import Estimate, binomial_half_width
 from markdown_tables import markdown_table, verdict
 from tasks import TASKS
@@ -111,7 +111,7 @@ def markdown_report(results: AccuracyResults, split: str) -> str:
         ]
     if len(results.tasks) > 1:
         parts += ["## Mean loss over the tasks, in points", _budget_table(results, None), _target_line(results)]
-    for flops in ABLATION_FLOPS:
+    for flops in FLOPS:
         parts += _ablation_parts(results, flops)
     return "\n\n".join(part for part in parts if part)
 

@@ -7,6 +7,7 @@ here calls the functions that `FisherPruningConfig`'s strategy itself is made of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,12 +15,12 @@ from transformers import PreTrainedModel
 
 from hf_prune import FisherPruningConfig, describe_model
 from hf_prune.anatomy import ModelAnatomy
-from hf_prune.budget import select_units
 from hf_prune.calibration import CalibrationData
+from hf_prune.report.clock import StageClock
 from hf_prune.scores import Labels
 from hf_prune.strategies.base import Cut
-from hf_prune.strategies.fisher.strategy import rearrange_masks, repair_blocks
-from hf_prune.strategies.fisher.unit_scores import GradientStatistics, unit_scores
+from hf_prune.strategies.fisher.strategy import FisherStatistics, choose_units, rearrange_masks, repair_units
+from hf_prune.strategies.fisher.unit_scores import GradientStatistics, score_candidates
 from hf_prune.surgery import PruningPlan
 
 _REPAIR_FIELDS = {"recovery", "solver", "damp", "refit_examples"}
@@ -39,14 +40,14 @@ class SharedGradients:
         self.model = model
         self.data = data
         self.anatomy = describe_model(model)
-        self._statistics: dict[str, GradientStatistics] = {}
-        self._last_masks: tuple[Any, Masks, list[str]] = (None, {}, [])
+        self._gradients: dict[str, GradientStatistics] = {}
+        self._last_choice: tuple[Any, Any] = (None, None)
 
-    def statistics(self, labels: Labels) -> GradientStatistics:
+    def gradients(self, labels: Labels) -> GradientStatistics:
         """What the gradients of the whole sample tell, for the data's labels or the model's."""
-        if labels not in self._statistics:
-            self._statistics[labels] = GradientStatistics.collect(self.model, self.anatomy, self.data, labels)
-        return self._statistics[labels]
+        if labels not in self._gradients:
+            self._gradients[labels] = GradientStatistics.collect(self.model, self.anatomy, self.data, labels)
+        return self._gradients[labels]
 
     def cut(self, config: FisherPruningConfig, searched: bool) -> Cut:
         """The cut that `config` asks for.
@@ -55,35 +56,37 @@ class SharedGradients:
             config: budget in FLOPs, importance, rearrangement and repair.
             searched: False keeps the same fraction of the heads and of the filters instead of searching.
         """
-        sequence_length = config.sequence_length or self.data.sequence_length() or 1
-        masks, notes = self._masks(config, searched, sequence_length)
-        plan = PruningPlan.from_masks(self.anatomy.blocks, [masks[block.key] for block in self.anatomy.blocks])
-        repairs = repair_blocks(self.model, self.anatomy, config, self.data, plan, notes)
-        return Cut(plan, sequence_length, repairs, tuple(notes))
+        cut = self._choice(config, searched)
+        return repair_units(self.model, self.anatomy, config, self.data, StageClock(), cut)
 
-    def _masks(self, config: FisherPruningConfig, searched: bool, sequence_length: int) -> tuple[Masks, list[str]]:
+    def _choice(self, config: FisherPruningConfig, searched: bool) -> Cut:
         """Which units stay; the last answer is kept, because cuts that differ in their repair follow each other."""
-        repair = _REPAIR_FIELDS - {"refit_examples"} if config.importance == "after_refit" else _REPAIR_FIELDS
-        settings = {name: value for name, value in config.to_dict().items() if name not in repair}
-        key = (settings, config.rearranges, searched, sequence_length)
-        if self._last_masks[0] != key:
-            self._last_masks = (key, *self._new_masks(config, searched, sequence_length))
-        return self._last_masks[1], list(self._last_masks[2])
+        counts_on_repair = config.importance in ("after_refit", "blended")
+        settings = {
+            name: value for name, value in config.to_dict().items() if counts_on_repair or name not in _REPAIR_FIELDS
+        }
+        key = (settings, config.rearranges, searched)
+        if self._last_choice[0] != key:
+            self._last_choice = (key, self._new_choice(config, searched))
+        return self._last_choice[1]
 
-    def _new_masks(self, config: FisherPruningConfig, searched: bool, sequence_length: int) -> tuple[Masks, list[str]]:
+    def _new_choice(self, config: FisherPruningConfig, searched: bool) -> Cut:
         needs_gradients = config.importance != "magnitude" or config.rearranges
-        statistics = self.statistics(cast(Labels, config.labels)) if needs_gradients else GradientStatistics()
-        scores = unit_scores(self.model, self.anatomy, config, statistics, self.data)
+        gradients = self.gradients(cast(Labels, config.labels)) if needs_gradients else GradientStatistics()
+        candidates = score_candidates(self.model, self.anatomy, config, gradients, self.data)
+        length = config.sequence_length or self.data.sequence_length() or 1
         if searched:
-            selection = select_units(self.model, self.anatomy, scores, config, self.data, sequence_length)
-            masks, notes = selection.masks, selection.notes
-        else:
-            assert config.flops is not None
-            masks, notes = highest_scores(self.anatomy, scores, config.flops), []
-        return (rearrange_masks(masks, statistics.rows, self.data) if config.rearranges else masks), notes
+            statistics = FisherStatistics(candidates, length, gradients.rows)
+            return choose_units(self.model, self.anatomy, config, self.data, StageClock(), statistics)
+        assert config.flops is not None
+        masks = highest_scores(self.anatomy, candidates[0], config.flops)
+        if config.rearranges:
+            masks = rearrange_masks(masks, gradients.rows, self.data)
+        plan = PruningPlan.from_masks(self.anatomy.blocks, [masks[block.key] for block in self.anatomy.blocks])
+        return Cut(plan, length)
 
 
-def highest_scores(anatomy: ModelAnatomy, scores: Masks, fraction: float) -> Masks:
+def highest_scores(anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
     """Keeps a fraction of the heads and the same fraction of the filters, each ranked over all layers."""
     masks: Masks = {}
     for blocks in (anatomy.attentions, anatomy.feed_forwards):

@@ -1,4 +1,4 @@
-"""What `hf-prune run` can be told besides the strategy's settings; every field is an option of its name."""
+"""What `hf-prune run` and `sweep` can be told besides the strategy's settings; every field is an option of its name."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
-class RunArguments:
-    """What to prune how, and where the result goes. The fields' help texts are their description."""
+class PruningArguments:
+    """What to prune how, and where what it makes goes. The fields' help texts are their description."""
 
     panel: ClassVar[str] = "Run"
 
@@ -81,14 +81,7 @@ class RunArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace files in an output folder that is not empty."}
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to upload the result to."})
     strategy: str = field(default="fisher", metadata={"help": "The pruning method."})
-    format: str = field(
-        default="dense",
-        metadata={
-            "help": "How weights are written: dense, or bitmask (many zeros in little space; reading takes hf_prune)."
-        },
-    )
     task: str | None = field(
         default=None, metadata={"help": "The task, as pipelines call it. Default: that of the model's head."}
     )
@@ -100,3 +93,60 @@ class RunArguments:
         default=None, metadata={"help": "As PyTorch calls it. Default: the GPU if there is one."}
     )
     seed: int = field(default=0, metadata={"help": "Of the choice of rows, and of the strategy if it draws anything."})
+
+
+@dataclass(frozen=True)
+class RunArguments(PruningArguments):
+    """Those of `run`."""
+
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to upload the result to."})
+    format: str = field(
+        default="dense",
+        metadata={
+            "help": "How weights are written: dense, or bitmask (many zeros in little space; reading takes hf_prune)."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class SweepArguments(PruningArguments):
+    """Those of `sweep`."""
+
+    output_dir: Path = field(metadata={"help": "Folder for the curve, its picture and the models that are saved."})
+    budget: str = field(
+        default="flops",
+        metadata={"help": "What the budgets count: flops, params, latency, latency_ms, heads or layers."},
+    )
+    budgets: str = field(default="0.7,0.5,0.3", metadata={"help": "What to keep, with commas between."})
+    save: str | None = field(
+        default=None, metadata={"help": "Those of the budgets, with commas between, whose models are saved."}
+    )
+    save_all: bool = field(default=False, metadata={"help": "Save the model of every budget."})
+    measure_latency: bool = field(default=False, metadata={"help": "Time every model beside the dense one."})
+
+    def __post_init__(self) -> None:
+        if self.save is not None and self.save_all:
+            raise PruningError(f"--save {self.save} says nothing beside --save_all; give one of them.")
+        unknown = [value for value in self.saved if value not in self.values]
+        if unknown:
+            raise PruningError(f"--save {self.save}: {unknown[0]:g} is none of --budgets {self.budgets}.")
+
+    @property
+    def values(self) -> list[float]:
+        """The budgets as numbers."""
+        return _fractions(self.budgets, "budgets")
+
+    @property
+    def saved(self) -> list[float]:
+        """Those whose models are saved."""
+        if self.save_all:
+            return self.values
+        return [] if self.save is None else _fractions(self.save, "save")
+
+
+def _fractions(text: str, option: str) -> list[float]:
+    """The numbers of a list with commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PruningError(f"--{option} {text}: numbers with commas between are needed, as in 0.7,0.5,0.3.") from error

@@ -23,13 +23,16 @@ _NONE = object()
 T = TypeVar("T")
 
 
-def with_options(*classes: Any, strategies: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    *classes: Any, strategies: bool = False, budgets: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command an option for every field of some dataclasses.
 
     Args:
         *classes: dataclasses with `help` metadata, and a `panel` that their options are listed under.
         strategies: add the settings of every strategy that prunes at one go; a name that is there already is left
             alone.
+        budgets: whether budgets are among these.
 
     Returns:
         A decorator for a function that ends in `**options`, where it receives what was given on the command line and
@@ -44,7 +47,7 @@ def with_options(*classes: Any, strategies: bool = False) -> Callable[[Callable[
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
         own = set(parameters)
-        for name, parameter in _described(classes, strategies):
+        for name, parameter in _described(classes, strategies, budgets):
             parameters.setdefault(name, parameter)
 
         def run(**values: Any) -> None:
@@ -82,7 +85,7 @@ def make_config(strategy: str, settings: Mapping[str, Any], **shared: Any) -> Pr
     return AutoPruningConfig.for_strategy(strategy, **passed_on, **values)
 
 
-def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[str, inspect.Parameter]]:
+def _described(classes: tuple[Any, ...], strategies: bool, budgets: bool) -> Iterator[tuple[str, inspect.Parameter]]:
     """Every option's name and parameter."""
     for kind in classes:
         hints = typing.get_type_hints(kind)
@@ -90,6 +93,8 @@ def _described(classes: tuple[Any, ...], strategies: bool) -> Iterator[tuple[str
             help_text = item.metadata.get("help", "") + default_text([item])
             yield item.name, _parameter(item, hints[item.name], help_text, kind.panel)
     for setting in settings_at_once() if strategies else ():
+        if setting.budget and not budgets:
+            continue
         panel = "Budget: exactly one" if setting.budget else "Pruning"
         yield setting.item.name, _parameter(setting.item, setting.annotated, setting.help_text, panel)
 

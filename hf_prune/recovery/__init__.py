@@ -1,5 +1,6 @@
 """What repairs a cut: without training, or with a teacher while it is trained."""
 
+from .dense_scores import contributed_energies, removal_curves
 from .distillation import Distillation, check_distillation, distillation_loss
 from .mask_tuning import Solver, solve_mask_scales
 from .normal_equations import NormalEquations
@@ -17,10 +18,12 @@ __all__ = [
     "Solver",
     "check_distillation",
     "choose_ridge",
+    "contributed_energies",
     "distillation_loss",
     "rearrange_mask",
     "reconstruct",
     "refit_projection",
     "refit_weights",
+    "removal_curves",
     "solve_mask_scales",
 ]

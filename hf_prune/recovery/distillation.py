@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import PruningError
+from ..scores.model_labels import is_causal
 
 # Heads whose outputs have one distribution for each of these names.
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits")
@@ -112,7 +113,7 @@ class Distillation:
                     f"The teacher's {name} have the shape {shape}, the student's {tuple(student.shape)}: both must have"
                     " the same task and the same classes."
                 )
-            causal = _is_causal(self._teacher)
+            causal = is_causal(self._teacher)
             mask = _counted(student, labels, causal)
             total = distillation_loss(student, teacher.to(student.device), self._temperature, mask)
             # Only the losses of causal language models divide by the number of tokens that they are told.
@@ -124,11 +125,6 @@ class Distillation:
 
 def _is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
-
-
-def _is_causal(model: PreTrainedModel) -> bool:
-    """Whether the loss compares each position with the next label."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _counted(student: torch.Tensor, labels: Any, causal: bool) -> torch.Tensor | None:

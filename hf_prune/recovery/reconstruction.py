@@ -94,7 +94,7 @@ def reconstruct(
     """
     work = _Reconstruction(model, anatomy, units, data, solve, progress)
     pending = list(batches)
-    with frozen(model), _whole_sequences(model), torch.no_grad():
+    with frozen(model), whole_sequences(model), torch.no_grad():
         inputs = without_labels(few_examples(data.first()))
         steps = find_steps(model, anatomy, inputs)
         segments = find_segments(model, anatomy.layers, inputs)
@@ -195,7 +195,7 @@ class _Reconstruction:
 
 
 @contextmanager
-def _whole_sequences(model: nn.Module) -> Iterator[None]:
+def whole_sequences(model: nn.Module) -> Iterator[None]:
     """Feed-forward blocks see the whole sequence at once; chunks would only split what is summed up anyway."""
     chunked = [module for module in model.modules() if getattr(module, "chunk_size_feed_forward", 0)]
     sizes = [module.chunk_size_feed_forward for module in chunked]

@@ -25,6 +25,7 @@ from ..surgery.bitmask import is_packed
 from ..surgery.mask_plan import MASKS_FILE, MaskPlan
 from ..surgery.plan import PLAN_FILE
 from .card import pruned_model_card
+from .curve import TradeOffCurve
 from .report import PruningReport
 from .weight_report import WeightReport
 
@@ -52,6 +53,8 @@ class PruningResult:
         report: costs, metrics and times before and after; for single weights, where they were.
         config: the configuration that asked for it.
         tokenizer: what the data collator tokenised with, if it has one; saved along, so that `pipeline` finds it.
+        curve: all sizes that the training went through, for strategies that record them; with `max_metric_drop` those
+            that `prune_model` has tried.
     """
 
     model: PreTrainedModel
@@ -59,6 +62,7 @@ class PruningResult:
     report: PruningReport | WeightReport
     config: PruningConfig
     tokenizer: Any = None
+    curve: TradeOffCurve | None = None
 
     def save_pretrained(
         self,

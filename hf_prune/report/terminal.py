@@ -35,6 +35,11 @@ def block_table(report: PruningReport) -> Table:
     return _table("Blocks", BLOCK_HEADER, block_rows(report), whole=2)
 
 
+def sweep_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Several cuts of one model, as `sweep_rows` has them."""
+    return _table(title, header, rows)
+
+
 def weight_tables(report: WeightReport) -> list[Table]:
     """How many single weights were removed, the metrics if there are any, and where the removed weights were."""
     title = f"{report.short_name}: {report.strategy_name} pruning"

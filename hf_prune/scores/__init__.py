@@ -1,28 +1,32 @@
 """How important each unit is."""
 
 from .activations import smallest_mean, unused
-from .gradient_rows import GradientRows, collect_gradients
+from .gradient_rows import GradientRows, Labels, collect_gradients
 from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
 from .head_importance import head_importance
-from .importance import fisher_scores, gradient_scores, magnitude_scores, random_scores
+from .importance import blend_scores, fisher_scores, gradient_scores, magnitude_scores, random_scores, unit_energies
 from .layer_influence import block_influence
 from .learnt_gates import LearntGates, expected_cost, penalty_slope
 from .model_labels import iterate_model_gradients, label_direction, with_drawn_labels
 from .movement import MovementScores, ParameterScores
+from .output_information import OutputInformation, metric_root
 from .removal import RemovalCurve, removal_curve
 from .schedule import PruningSchedule, cubic_sparsity
 from .weights import MagnitudeScores, RandomScores, WeightScores
 
 __all__ = [
     "GradientRows",
+    "Labels",
     "LearntGates",
     "MagnitudeScores",
     "MovementScores",
+    "OutputInformation",
     "ParameterScores",
     "PruningSchedule",
     "RandomScores",
     "RemovalCurve",
     "WeightScores",
+    "blend_scores",
     "block_influence",
     "collect_gradients",
     "cubic_sparsity",
@@ -37,11 +41,13 @@ __all__ = [
     "iterate_model_gradients",
     "label_direction",
     "magnitude_scores",
+    "metric_root",
     "modes_restored",
     "penalty_slope",
     "random_scores",
     "removal_curve",
     "smallest_mean",
+    "unit_energies",
     "unused",
     "with_drawn_labels",
 ]

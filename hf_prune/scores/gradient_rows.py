@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Literal
+
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
@@ -10,6 +13,9 @@ from ..anatomy import ModelAnatomy
 from ..calibration import CalibrationData
 from ..errors import PruningError
 from .gradients import iterate_gradients
+from .model_labels import iterate_model_gradients
+
+Labels = Literal["data", "model"]
 
 
 class GradientRows:
@@ -62,13 +68,27 @@ class GradientRows:
 
 
 def collect_gradients(
-    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData, keep_rows: bool = True
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    data: CalibrationData,
+    keep_rows: bool = True,
+    labels: Labels = "data",
+    watch: AbstractContextManager[object] | None = None,
 ) -> dict[str, GradientRows]:
-    """Gate gradients of every block over this process's calibration data, by block key."""
+    """Gate gradients of every block over this process's calibration data, by block key.
+
+    Args:
+        model: the dense model.
+        anatomy: from `describe_model`.
+        data: the calibration data.
+        keep_rows: see `GradientRows`.
+        labels: those in the "data", or the "model"'s own, see `iterate_model_gradients`.
+        watch: each batch's forward pass runs inside of it.
+    """
     rows = {block.key: GradientRows(block.units, model.device, keep_rows) for block in anatomy.blocks}
-    for gradients in iterate_gradients(
-        model, anatomy, tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
-    ):
+    iterate = iterate_model_gradients if labels == "model" else iterate_gradients
+    batches = tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
+    for gradients in iterate(model, anatomy, batches, watch):
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
             rows[block.key].add(gradient)
     return rows

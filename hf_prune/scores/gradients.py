@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -60,14 +60,21 @@ def fisher_gradients(
 
 
 def iterate_gradients(
-    model: PreTrainedModel, anatomy: ModelAnatomy, batches: Iterable[Batch]
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    batches: Iterable[Batch],
+    watch: AbstractContextManager[object] | None = None,
 ) -> Iterator[list[torch.Tensor]]:
-    """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`."""
+    """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`.
+
+    Each batch's forward pass runs inside `watch`, and nothing else does.
+    """
     checked = False
     reached = [not block.units for block in anatomy.blocks]
     with frozen(model):
         for index, batch in enumerate(batches):
-            gates, loss = _gated_loss(model, anatomy.blocks, batch)
+            with watch or nullcontext():
+                gates, loss = _gated_loss(model, anatomy.blocks, batch)
             if not torch.isfinite(loss.total):
                 raise PruningError(
                     f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
@@ -152,8 +159,8 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
     if loss is None:
         raise PruningError(
             f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
-            " missing. Add the label column, or choose scores that need none:"
-            " FisherPruningConfig(importance='magnitude')."
+            " missing. Add the label column, or choose scores that need none: FisherPruningConfig(labels='model') or"
+            " (importance='magnitude')."
         )
     if not mode.terms and examples > 1:
         raise PruningError(

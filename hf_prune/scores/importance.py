@@ -5,7 +5,7 @@ Each function gives one non-negative float64 tensor per block; the units of all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -34,6 +34,36 @@ def gradient_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def magnitude_scores(model: nn.Module, blocks: Sequence[Block]) -> list[torch.Tensor]:
     """Weight magnitude: Σ|w| over every weight that belongs to a unit (the magnitude baseline of Kwon et al., A.11)."""
     return [_magnitude(model.get_submodule(block.layer), block) for block in blocks]
+
+
+def unit_energies(gram: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of ‖W_u h_u‖², what each unit u contributes to its block's output (Park et al. 2024, "K-prune").
+
+    Args:
+        gram: E[h hᵀ] over tokens of the output projection's inputs, `[columns, columns]`.
+        weight: the output projection, `[hidden, columns]`.
+        columns: the unit that each column belongs to, `[columns]`, from 0 on without gaps.
+
+    Returns:
+        `[units]`, float64.
+    """
+    weight = weight.double()
+    overlaps = (weight.T @ weight * gram.double()).where(columns[:, None] == columns, 0.0).sum(1)
+    units = int(columns.max()) + 1 if len(columns) else 0
+    return overlaps.new_zeros(units).index_add_(0, columns, overlaps).clamp(min=0)
+
+
+def blend_scores(
+    one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """(1 − share) · one + share · other, with each of the two divided by its sum over all units.
+
+    Args:
+        one, other: non-negative scores by block key; their keys must be the same.
+        share: from 0 to 1.
+    """
+    totals = [float(torch.stack([scores.sum() for scores in kind.values()]).sum()) or 1.0 for kind in (one, other)]
+    return {key: (1 - share) / totals[0] * scores + share / totals[1] * other[key] for key, scores in one.items()}
 
 
 def random_scores(blocks: Sequence[Block], seed: int) -> list[torch.Tensor]:

@@ -1,14 +1,16 @@
-"""The shortest one-shot strategy: scores that are at hand, and the search."""
+"""What most one-shot strategies are made of: one score per unit, and the search for the best under a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
-from ..budget import data_lengths, select_units
+from ..budget import Lengths, Selection, data_lengths, select_units
 from ..calibration import CalibrationData
 from ..config import StructuredPruningConfig
 from ..report.clock import StageClock
@@ -16,22 +18,47 @@ from ..surgery import PruningPlan
 from .base import Cut
 
 
-def cut_by_scores(
+@dataclass(frozen=True)
+class ScoredUnits:
+    """How important the units are.
+
+    Attributes:
+        scores: one tensor per block, by key, the same on every process.
+        lengths: tokens that costs are counted for.
+    """
+
+    scores: Mapping[str, torch.Tensor]
+    lengths: int | Lengths
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        anatomy: ModelAnatomy,
+        config: Any,
+        data: CalibrationData,
+        values: Sequence[torch.Tensor],
+    ) -> ScoredUnits:
+        """With one tensor of scores per block, and the lengths that the calibration data shows."""
+        scores = {block.key: score for block, score in zip(anatomy.blocks, values, strict=True)}
+        return cls(scores, data_lengths(model, anatomy, data, config.sequence_length))
+
+
+def choose_by_scores(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: StructuredPruningConfig,
     data: CalibrationData,
     clock: StageClock,
-    values: Sequence[torch.Tensor],
+    units: ScoredUnits,
 ) -> Cut:
-    """Decides which heads and filters go under a budget, and repairs nothing; the same on every process.
-
-    Args:
-        values: one tensor of scores per block.
-    """
+    """Decides which heads and filters go under a budget; the same on every process."""
     with clock("search"):
-        lengths = data_lengths(model, anatomy, data, config.sequence_length)
-        scores = {block.key: score for block, score in zip(anatomy.blocks, values, strict=True)}
-        selection = select_units(model, anatomy, scores, config, data, lengths)
+        selection = select_units(model, anatomy, units.scores, config, data, units.lengths)
+    return cut_of(anatomy, selection, units.lengths)
+
+
+def cut_of(anatomy: ModelAnatomy, selection: Selection, lengths: int | Lengths) -> Cut:
+    """The cut that keeps what was selected, without repairs."""
     plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
     return Cut(plan, lengths, notes=tuple(selection.notes))

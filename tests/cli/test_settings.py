@@ -64,7 +64,7 @@ def test_a_setting_of_some_strategies_names_them() -> None:
 def test_budgets_come_first_and_sparsity_is_one() -> None:
     settings = settings_at_once()
     budgets = [setting.item.name for setting in settings if setting.budget]
-    assert budgets == ["flops", "params", "latency", "latency_ms", "heads", "layers", "sparsity"]
+    assert budgets == ["flops", "params", "latency", "latency_ms", "max_metric_drop", "heads", "layers", "sparsity"]
     assert [setting.item.name for setting in settings[: len(budgets)]] == budgets
 
 

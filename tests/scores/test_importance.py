@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from hf_prune import PruningError, describe_model
-from hf_prune.scores import GradientRows, fisher_scores, gradient_scores, magnitude_scores
+from hf_prune.scores import (
+    GradientRows,
+    blend_scores,
+    fisher_scores,
+    gradient_scores,
+    magnitude_scores,
+    unit_energies,
+)
 from tests.small_models import case
 
 
@@ -71,3 +78,24 @@ class TestGradientRows:
         assert rows.absolute_sum.tolist() == [4.0, 2.5]
         with pytest.raises(PruningError, match="keep_rows=True"):
             rows.matrix()
+
+
+def test_blended_scores_weigh_both_parts_alike_whatever_their_scale() -> None:
+    one = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([4.0])}
+    other = {"a": torch.tensor([500.0, 0.0]), "b": torch.tensor([1500.0])}
+    found = blend_scores(one, other, 0.25)
+    assert torch.allclose(found["a"], torch.tensor([0.75 / 8 + 0.25 / 4, 0.75 * 3 / 8]))
+    assert torch.allclose(found["b"], torch.tensor([0.75 / 2 + 0.25 * 3 / 4]))
+    nothing = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    assert torch.allclose(blend_scores(one, nothing, 0.5)["a"], torch.tensor([0.5 / 8, 1.5 / 8]))
+
+
+def test_energies_of_units_with_columns_anywhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(9, 6, generator=generator).double(), torch.randn(4, 6, generator=generator).double()
+    columns = torch.tensor([1, 0, 2, 1, 0, 2])
+    found = unit_energies(inputs.T @ inputs / 9, weight, columns)
+    for unit in range(3):
+        own = columns == unit
+        expected = sum(float((weight[:, own] @ token[own]).square().sum()) for token in inputs) / 9
+        assert float(found[unit]) == pytest.approx(expected)

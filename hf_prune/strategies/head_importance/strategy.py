@@ -14,35 +14,52 @@ from ...calibration import CalibrationData
 from ...gates import UnitGates
 from ...report.clock import StageClock
 from ...scores import collect_gradients, head_importance
-from ...surgery import PruningPlan
-from ..base import Cut
+from ..base import Cut, StagedStrategy
+from ..scored import ScoredUnits, cut_of
 from .config import HeadImportancePruningConfig
 
 # Below every score: what has gone in one round does not come back in the next.
 _GONE = -1.0
 
 
-def prune_by_head_importance(
+def measure_heads(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: HeadImportancePruningConfig,
     data: CalibrationData,
     clock: StageClock,
+) -> ScoredUnits:
+    """The importance of every head in the whole model."""
+    everything = {block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks}
+    with clock("gradients"):
+        lengths = data_lengths(model, anatomy, data, config.sequence_length)
+        return ScoredUnits(head_scores(model, anatomy, data, everything, config.normalize), lengths)
+
+
+def choose_heads(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: HeadImportancePruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    units: ScoredUnits,
 ) -> Cut:
     """Decides which heads go; the same on every process. In every round the same number of heads goes, but for
     rounding."""
     assert config.heads is not None
-    with clock("gradients"):
-        lengths = data_lengths(model, anatomy, data, config.sequence_length)
-    selection = Selection({block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks})
+    scores = units.scores
+    selection = Selection({})
     for number in range(1, config.iterations + 1):
-        with clock("gradients"):
-            scores = head_scores(model, anatomy, data, selection.masks, config.normalize)
+        if number > 1:
+            with clock("gradients"):
+                scores = head_scores(model, anatomy, data, selection.masks, config.normalize)
         fraction = 1 - (1 - config.heads) * number / config.iterations
         with clock("search"):
             selection = select_heads(anatomy, scores, config, per_layer=config.scope == "layer", fraction=fraction)
-    plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
-    return Cut(plan, lengths, notes=tuple(selection.notes))
+    return cut_of(anatomy, selection, units.lengths)
+
+
+prune_by_head_importance = StagedStrategy(measure_heads, choose_heads)
 
 
 def head_scores(

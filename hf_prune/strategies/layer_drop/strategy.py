@@ -19,24 +19,41 @@ from ...recovery.streams import valid_positions
 from ...report.clock import StageClock
 from ...scores import block_influence, evaluating
 from ...surgery.plan import layer_key
-from ..base import Cut
-from ..dropped_layers import cut_layers
+from ..base import Cut, StagedStrategy
+from ..dropped_layers import LayerChoice, cut_layers
 from .config import LayerDropPruningConfig
 
 
-def prune_layers(
+def measure_layers(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: LayerDropPruningConfig,
     data: CalibrationData,
     clock: StageClock,
+) -> dict[str, float]:
+    """The influence of every layer, where that decides."""
+    if config.which != "score":
+        return {}
+    with clock("scores"):
+        return layer_influences(model, anatomy, data)
+
+
+def choose_layers(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: LayerDropPruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    influences: dict[str, float],
 ) -> Cut:
     """Decides which layers go; the same on every process."""
-    if config.which != "score":
-        return cut_layers(model, anatomy, config, data, clock, partial(_by_place, which=config.which))
-    with clock("scores"):
-        influences = layer_influences(model, anatomy, data)
-    return cut_layers(model, anatomy, config, data, clock, partial(_by_influence, influences=influences))
+    choose: LayerChoice = partial(_by_place, which=config.which)
+    if config.which == "score":
+        choose = partial(_by_influence, influences=influences)
+    return cut_layers(model, anatomy, config, data, clock, choose)
+
+
+prune_layers = StagedStrategy(measure_layers, choose_layers)
 
 
 def _by_place(names: Sequence[str], count: int, which: str) -> list[int]:

@@ -11,24 +11,29 @@ from ...anatomy import ModelAnatomy
 from ...calibration import CalibrationData
 from ...report.clock import StageClock
 from ...scores import MagnitudeScores, magnitude_scores
-from ..base import Cut
+from ..base import StagedStrategy
 from ..mask_pruner import chosen
-from ..scored import cut_by_scores
+from ..scored import ScoredUnits, choose_by_scores
 from ..training import TrainingPruner
 from ..unit_pruner import UnitPruner
 from ..weight_pruner import WeightPruner
 from .config import MagnitudePruningConfig
 
 
-def prune_by_magnitude(
+def measure_magnitudes(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: MagnitudePruningConfig,
     data: CalibrationData,
     clock: StageClock,
-) -> Cut:
-    """Decides which heads and filters go: those with the smallest Σ|w|."""
-    return cut_by_scores(model, anatomy, config, data, clock, unit_magnitudes(model, anatomy))
+) -> ScoredUnits:
+    """Σ|w| of every unit."""
+    with clock("scores"):
+        return ScoredUnits.of(model, anatomy, config, data, unit_magnitudes(model, anatomy))
+
+
+# The heads and filters with the smallest Σ|w| go.
+prune_by_magnitude = StagedStrategy(measure_magnitudes, choose_by_scores)
 
 
 def train_by_magnitude(model: Any, config: MagnitudePruningConfig, steps: int) -> TrainingPruner:

@@ -10,42 +10,53 @@ import torch
 from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy
-from ...budget import data_lengths, select_heads
+from ...budget import select_heads
 from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...report.clock import StageClock
 from ...scores import RandomScores, random_scores
-from ...surgery import PruningPlan
-from ..base import Cut
+from ..base import Cut, StagedStrategy
 from ..dropped_layers import cut_layers
 from ..mask_pruner import chosen
-from ..scored import cut_by_scores
+from ..scored import ScoredUnits, choose_by_scores, cut_of
 from ..training import TrainingPruner
 from ..unit_pruner import UnitPruner
 from ..weight_pruner import WeightPruner
 from .config import RandomPruningConfig
 
 
-def prune_at_random(
+def draw_scores(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: RandomPruningConfig,
     data: CalibrationData,
     clock: StageClock,
+) -> ScoredUnits:
+    """Random scores, the same on every process."""
+    with clock("scores"):
+        return ScoredUnits.of(model, anatomy, config, data, random_scores(anatomy.blocks, config.seed))
+
+
+def choose_at_random(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: RandomPruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    units: ScoredUnits,
 ) -> Cut:
     """Decides which heads and filters, or which layers go; the same on every process."""
     if config.layers is not None:
         generator = torch.Generator().manual_seed(config.seed)
         return cut_layers(model, anatomy, config, data, clock, partial(_drawn_places, generator=generator))
-    scores = random_scores(anatomy.blocks, config.seed)
     if config.heads is None:
-        return cut_by_scores(model, anatomy, config, data, clock, scores)
+        return choose_by_scores(model, anatomy, config, data, clock, units)
     with clock("search"):
-        lengths = data_lengths(model, anatomy, data, config.sequence_length)
-        by_key = {block.key: score for block, score in zip(anatomy.blocks, scores, strict=True)}
-        selection = select_heads(anatomy, by_key, config, per_layer=True)
-    plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
-    return Cut(plan, lengths, notes=tuple(selection.notes))
+        selection = select_heads(anatomy, units.scores, config, per_layer=True)
+    return cut_of(anatomy, selection, units.lengths)
+
+
+prune_at_random = StagedStrategy(draw_scores, choose_at_random)
 
 
 def train_at_random(model: Any, config: RandomPruningConfig, steps: int) -> TrainingPruner:

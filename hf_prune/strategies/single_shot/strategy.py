@@ -12,28 +12,41 @@ from ...budget.targets import wanted_keys
 from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...report.clock import StageClock
-from ...surgery import PruningPlan
-from ..base import Cut
+from ..base import Cut, StagedStrategy
+from ..scored import ScoredUnits, cut_of
 from .config import SingleShotPruningConfig
 from .head_scores import score_heads
 from .meta_pruner import MetaPruner, MetaPrunerConfig
 
 
-def prune_by_attention(
+def measure_attention(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: SingleShotPruningConfig,
     data: CalibrationData,
     clock: StageClock,
-) -> Cut:
-    """Decides which heads go; the same on every process (Zhang et al. 2020, section 3.1)."""
+) -> ScoredUnits:
+    """The mean score of every head that may be pruned."""
     with clock("attention maps"):
         lengths = data_lengths(model, anatomy, data, config.sequence_length)
-        scores = mean_scores(model, anatomy, config, data)
+        return ScoredUnits(mean_scores(model, anatomy, config, data), lengths)
+
+
+def choose_by_attention(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: SingleShotPruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    units: ScoredUnits,
+) -> Cut:
+    """Decides which heads go; the same on every process (Zhang et al. 2020, section 3.1)."""
     with clock("search"):
-        selection = select_heads(anatomy, scores, config, per_layer=True)
-    plan = PruningPlan.from_masks(anatomy.blocks, [selection.masks[block.key] for block in anatomy.blocks])
-    return Cut(plan, lengths, notes=tuple(selection.notes))
+        selection = select_heads(anatomy, units.scores, config, per_layer=True)
+    return cut_of(anatomy, selection, units.lengths)
+
+
+prune_by_attention = StagedStrategy(measure_attention, choose_by_attention)
 
 
 def mean_scores(
