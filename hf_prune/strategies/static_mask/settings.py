@@ -59,7 +59,7 @@ class StaticMaskSettings:
         default=10.0,
         metadata={
             "help": "Weights are ranked by score + this · |w| / σ(W), so that what is small goes first while the scores"
-            " have learnt little; 0 is the paper's, which takes thousands of steps to get off the ground."
+            " have learnt little; 0 is the paper's, for long trainings."
         },
     )
     label_words: dict[str, str] | str | None = field(
