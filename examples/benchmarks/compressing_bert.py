@@ -22,15 +22,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from arguments import prepare_run, write_results
 from compressing_cells import FIELDS, TABLES, Cell, Settings, cells_of
 from compressing_tables import StudyResults, markdown_report
 from compressing_texts import write_texts
-from study_cells import Request
 from study_models import Classifier, run_metrics
 from study_rows import write_rows
 from study_runs import Runner
-from study_script import measure_study, parse_study, plots_folder, raw_cells, study_parser
+from study_script import Drawing, Study
 from tasks import TASKS
 
 from hf_prune.report import plot_losses
@@ -62,34 +60,35 @@ def make_runner(settings: Settings, arguments: argparse.Namespace) -> Runner:
     return Runner.of(arguments, places)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
-    """The options, and the cells that they ask for."""
-    parser = study_parser(
-        __doc__,
-        "compressing_bert",
-        seeds=1,
-        only="table=pre-training,fine-tuning kind=pruned,during sparsity=0.5 seed=0",
-        settings="how all models are trained, see Settings in compressing_cells.py: minilm_steps=300 minilm_rate=3e-5",
-    )
-    return parse_study(parser, argv, Settings(), FIELDS, cells_of)
+def draw(results: StudyResults, drawing: Drawing[Settings, Runner]) -> None:
+    """Draws each table that there are results for."""
+    for table in TABLES:
+        rows = results.study_rows(table)
+        if rows:
+            plot_losses(rows, drawing.folder / f"compressing_bert_{table.replace('-', '_')}.png")
+
+
+STUDY = Study(
+    docstring=__doc__,
+    name="compressing_bert",
+    seeds=1,
+    only="table=pre-training,fine-tuning kind=pruned,during sparsity=0.5 seed=0",
+    explained="how all models are trained, see Settings in compressing_cells.py: minilm_steps=300 minilm_rate=3e-5",
+    settings=Settings(),
+    fields=FIELDS,
+    cells_of=cells_of,
+    make_runner=make_runner,
+    measure=measure,
+    results_of=StudyResults,
+    markdown=markdown_report,
+    entries=lambda results: {"entries": [entry.to_dict() for table in TABLES for entry in results.entries(table)]},
+    draw=draw,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures what is missing, prints the tables and draws them."""
-    arguments, request, cells = parse_arguments(argv)
-    prepare_run(arguments)
-    runner = make_runner(request.settings, arguments)
-    measured = measure_study(cells, arguments, lambda cell: measure(cell, runner, arguments))
-    results = StudyResults(measured)
-    print(markdown_report(results, request.split))
-    entries = [entry.to_dict() for table in TABLES for entry in results.entries(table)]
-    write_results(arguments.output, {"entries": entries, "cells": raw_cells(measured)})
-    folder = plots_folder(arguments)
-    if folder is not None:
-        for table in TABLES:
-            rows = results.study_rows(table)
-            if rows:
-                plot_losses(rows, folder / f"compressing_bert_{table.replace('-', '_')}.png")
+    """Measures what is missing, prints the tables and draws the pictures."""
+    STUDY.run(argv)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import prepare_run, write_results
 from head_pruning_cells import FIELDS, SINGLE_SHOT, Cell, Settings, cells_of
 from head_pruning_plots import plot_attention, plot_shares
 from head_pruning_runs import BASE_MODEL, HeadRunner, make_runner, pruner_summary
 from head_pruning_tables import StudyResults, markdown_report
 from head_pruning_tasks import MOST_HELD_OUT, STS, TASKS, HeadRows, rows_right
-from study_cells import Request
 from study_models import Classifier
-from study_script import measure_study, parse_study, plots_folder, raw_cells, study_parser
+from study_script import Drawing, Study
 from tasks import read_rows
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
@@ -75,43 +73,42 @@ def kept_heads(model: PreTrainedModel) -> float:
     return heads / (model.config.num_hidden_layers * model.config.num_attention_heads)
 
 
-def draw_pictures(
-    results: StudyResults, runner: HeadRunner, request: Request[Settings], arguments: argparse.Namespace, folder: Path
-) -> None:
-    """Writes the curves, and the attention maps where a pruner has been used."""
-    plot_shares(results, folder / "head_pruning.png")
+def entries(results: StudyResults) -> dict[str, Any]:
+    """The pruner, the accuracies and the correlations."""
+    found = [entry.to_dict() for task in TASKS for entry in results.entries(task)]
+    return {"pruner": results.pruner, "entries": found + [entry.to_dict() for entry in results.similarities()]}
+
+
+def draw(results: StudyResults, drawing: Drawing[Settings, HeadRunner]) -> None:
+    """Draws the curves, and the attention maps where a pruner has been used."""
+    plot_shares(results, drawing.folder / "head_pruning.png")
     if results.pruner is not None:
-        example = HeadRows(TASKS["qnli"], arguments.data).dev[0]
-        base = arguments.models / BASE_MODEL
-        plot_attention(runner.pruner(request.settings), base, example, folder / "head_pruning_attention.png")
+        example = HeadRows(TASKS["qnli"], drawing.arguments.data).dev[0]
+        base, pruner = drawing.arguments.models / BASE_MODEL, drawing.runner.pruner(drawing.settings)
+        plot_attention(pruner, base, example, drawing.folder / "head_pruning_attention.png")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
-    """The options, and the cells that they ask for."""
-    parser = study_parser(
-        __doc__,
-        "head_pruning",
-        seeds=3,
-        only="task=sst2,mrpc,qnli,stsb kind=single-shot,random heads=0.5 seed=0",
-        settings="how everything is trained, see Settings in head_pruning_cells.py: episodes=400 rate=3e-5",
-    )
-    return parse_study(parser, argv, Settings(), FIELDS, cells_of)
+STUDY = Study(
+    docstring=__doc__,
+    name="head_pruning",
+    seeds=3,
+    only="task=sst2,mrpc,qnli,stsb kind=single-shot,random heads=0.5 seed=0",
+    explained="how everything is trained, see Settings in head_pruning_cells.py: episodes=400 rate=3e-5",
+    settings=Settings(),
+    fields=FIELDS,
+    cells_of=cells_of,
+    make_runner=make_runner,
+    measure=measure,
+    results_of=StudyResults,
+    markdown=markdown_report,
+    entries=entries,
+    draw=draw,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing, prints the tables and draws the pictures."""
-    arguments, request, cells = parse_arguments(argv)
-    prepare_run(arguments)
-    runner = make_runner(request.settings, arguments)
-    measured = measure_study(cells, arguments, lambda cell: measure(cell, runner, arguments))
-    results = StudyResults(measured)
-    print(markdown_report(results, request.split))
-    entries = [entry.to_dict() for task in TASKS for entry in results.entries(task)]
-    entries += [entry.to_dict() for entry in results.similarities()]
-    write_results(arguments.output, {"pruner": results.pruner, "entries": entries, "cells": raw_cells(measured)})
-    folder = plots_folder(arguments)
-    if folder is not None:
-        draw_pictures(results, runner, request, arguments, folder)
+    STUDY.run(argv)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,14 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from arguments import prepare_run, write_results
-from snip_cells import FIELDS, TABLES, Cell, Settings, cells_of
+from snip_cells import FIELDS, TABLES, Settings, cells_of
 from snip_levels import measure
 from snip_plots import draw_pictures
 from snip_results import StudyResults
 from snip_rows import write_train_rows
 from snip_tables import markdown_report
-from study_cells import Request
 from study_runs import Runner
-from study_script import measure_study, parse_study, plots_folder, raw_cells, study_parser
+from study_script import Study
 
 BASE_MODEL = "minilm-base"
 
@@ -43,31 +41,27 @@ def make_runner(settings: Settings, arguments: argparse.Namespace) -> Runner:
     return Runner.of(arguments, {"minilm": lambda: base, **rows})
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
-    """The options, and the cells that they ask for."""
-    parser = study_parser(
-        __doc__,
-        "snip",
-        seeds=1,
-        only="task=sst2,mrpc kind=dense,joint,joint-normalised,heads,feed_forward seed=0",
-        settings="how all models are trained, see Settings in snip_cells.py: k=4 spectral_bound=8 mrpc_steps=100",
-    )
-    return parse_study(parser, argv, Settings(), FIELDS, cells_of)
+STUDY = Study(
+    docstring=__doc__,
+    name="snip",
+    seeds=1,
+    only="task=sst2,mrpc kind=dense,joint,joint-normalised,heads,feed_forward seed=0",
+    explained="how all models are trained, see Settings in snip_cells.py: k=4 spectral_bound=8 mrpc_steps=100",
+    settings=Settings(),
+    fields=FIELDS,
+    cells_of=cells_of,
+    make_runner=make_runner,
+    measure=measure,
+    results_of=StudyResults,
+    markdown=markdown_report,
+    entries=lambda results: {"curves": [curve.to_dict() for task in results.tasks for curve in results.curves(task)]},
+    draw=lambda results, drawing: draw_pictures(results, drawing.folder),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing, prints the tables and draws the pictures."""
-    arguments, request, cells = parse_arguments(argv)
-    prepare_run(arguments)
-    runner = make_runner(request.settings, arguments)
-    measured = measure_study(cells, arguments, lambda cell: measure(cell, runner, arguments))
-    results = StudyResults(measured)
-    print(markdown_report(results, request.split))
-    curves = [curve.to_dict() for task in results.tasks for curve in results.curves(task)]
-    write_results(arguments.output, {"curves": curves, "cells": raw_cells(measured)})
-    folder = plots_folder(arguments)
-    if folder is not None:
-        draw_pictures(results, folder)
+    STUDY.run(argv)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from arguments import prepare_run, write_results
 from static_mask_cells import FIELDS, TABLES, Cell, Settings, cells_of
 from static_mask_plots import draw_pictures
 from static_mask_tables import StudyResults, markdown_report
-from study_cells import Request
 from study_models import Classifier
 from study_rows import write_rows
 from study_runs import Runner
-from study_script import measure_study, parse_study, plots_folder, raw_cells, study_parser
+from study_script import Study
 from tasks import TASKS
 
 from hf_prune.anatomy import matrix_name
@@ -57,31 +55,27 @@ def make_runner(settings: Settings, arguments: argparse.Namespace) -> Runner:
     return Runner.of(arguments, {"minilm": lambda: base, **rows})
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
-    """The options, and the cells that they ask for."""
-    parser = study_parser(
-        __doc__,
-        "static_mask",
-        seeds=2,
-        only="task=sst2,qnli kind=local,score,movement remaining=0.1 seed=0",
-        settings="how all models are trained, see Settings in static_mask_cells.py: steps=300 regularization=100",
-    )
-    return parse_study(parser, argv, Settings(), FIELDS, cells_of)
+STUDY = Study(
+    docstring=__doc__,
+    name="static_mask",
+    seeds=2,
+    only="task=sst2,qnli kind=local,score,movement remaining=0.1 seed=0",
+    explained="how all models are trained, see Settings in static_mask_cells.py: steps=300 regularization=100",
+    settings=Settings(),
+    fields=FIELDS,
+    cells_of=cells_of,
+    make_runner=make_runner,
+    measure=measure,
+    results_of=StudyResults,
+    markdown=markdown_report,
+    entries=lambda results: {"entries": [entry.to_dict() for task in TABLES for entry in results.entries(task)]},
+    draw=lambda results, drawing: draw_pictures(results, drawing.folder),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing, prints the tables and draws the pictures."""
-    arguments, request, cells = parse_arguments(argv)
-    prepare_run(arguments)
-    runner = make_runner(request.settings, arguments)
-    measured = measure_study(cells, arguments, lambda cell: measure(cell, runner, arguments))
-    results = StudyResults(measured)
-    print(markdown_report(results, request.split))
-    entries = [entry.to_dict() for task in TABLES for entry in results.entries(task)]
-    write_results(arguments.output, {"entries": entries, "cells": raw_cells(measured)})
-    folder = plots_folder(arguments)
-    if folder is not None:
-        draw_pictures(results, folder)
+    STUDY.run(argv)
 
 
 if __name__ == "__main__":

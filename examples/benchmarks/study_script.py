@@ -1,64 +1,107 @@
-"""What the scripts of studies of trainings share: their options, measuring, and what they write."""
+"""What the scripts of studies of trainings share: their options, the order of their steps, and what they write."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from arguments import benchmark_parser
+from arguments import benchmark_parser, prepare_run, write_results
 from cell_arguments import Fields, add_cache_arguments, add_choice_arguments, add_seed_argument, parse_filters
 from cells import CellCache, Measurable, measure_cells
 from study_cells import Request
-from study_runs import RunFailed
+from study_runs import RunFailed, Runner
 
 Cell = TypeVar("Cell", bound=Measurable)
 Settings = TypeVar("Settings")
+StudyRunner = TypeVar("StudyRunner", bound=Runner)
+Results = TypeVar("Results")
 
 
-def study_parser(docstring: str | None, name: str, seeds: int, *, only: str, settings: str) -> argparse.ArgumentParser:
-    """A parser with the options of every study.
+@dataclass(frozen=True)
+class Drawing(Generic[Settings, StudyRunner]):
+    """What a study's pictures may be made from beside its results.
 
-    Args:
-        docstring: of the script.
-        name: of the study, for the cache.
+    Attributes:
+        folder: where they go.
+        arguments: the script's options.
+        settings: of the trainings.
+        runner: knows the trained models' folders.
+    """
+
+    folder: Path
+    arguments: argparse.Namespace
+    settings: Settings
+    runner: StudyRunner
+
+
+@dataclass(frozen=True)
+class Study(Generic[Cell, Settings, StudyRunner, Results]):
+    """A study: cells that are measured after trainings, tables and pictures.
+
+    Attributes:
+        docstring: of the script, for its help.
+        name: for the cache.
         seeds: trainings of a cell, by default.
-        only, settings: see `add_choice_arguments`.
-    """
-    parser = benchmark_parser(docstring)
-    add_cache_arguments(parser, name)
-    add_seed_argument(parser, seeds, "trainings of every cell")
-    add_choice_arguments(parser, only, settings)
-    parser.add_argument("--plots", type=Path, help="folder for the pictures; default: that of --output")
-    return parser
-
-
-def parse_study(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    defaults: Settings,
-    known: Fields,
-    cells_of: Callable[[Request[Settings], int, Mapping[str, set[str]]], Iterable[Cell]],
-) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
-    """The options, what all cells have in common, and the cells that are asked for.
-
-    Args:
-        parser: of the options.
-        argv: the options; None for those of the process.
-        defaults: of the trainings' settings.
-        known: see `parse_filters`.
+        only: an example of `--only`, see `add_choice_arguments`.
+        explained: what `--set` sets, and an example.
+        settings: of the trainings, by default.
+        fields: what `--only` can name, see `parse_filters`.
         cells_of: the cells of a request, with so many seeds, that pass the filters.
+        make_runner: knows the models and rows that the trainings read.
+        measure: trains what is missing for a cell, and measures it.
+        results_of: the results of all measured cells.
+        markdown: the results as tables, with the name of the split.
+        entries: the results as JSON, by what they are of.
+        draw: draws the results.
     """
-    arguments = parser.parse_args(argv)
-    try:
-        request = Request.of(arguments, defaults)
-        cells = list(cells_of(request, arguments.seeds, parse_filters(arguments.only, known)))
-        if not cells:
-            raise ValueError(f"--only {' '.join(arguments.only)}: the study has no such cells")
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments, request, cells
+
+    docstring: str | None
+    name: str
+    seeds: int
+    only: str
+    explained: str
+    settings: Settings
+    fields: Fields
+    cells_of: Callable[[Request[Settings], int, Mapping[str, set[str]]], Iterable[Cell]]
+    make_runner: Callable[[Settings, argparse.Namespace], StudyRunner]
+    measure: Callable[[Cell, StudyRunner, argparse.Namespace], Mapping[str, Any]]
+    results_of: Callable[[list[tuple[Cell, dict[str, Any]]]], Results]
+    markdown: Callable[[Results, str], str]
+    entries: Callable[[Results], Mapping[str, Any]]
+    draw: Callable[[Results, Drawing[Settings, StudyRunner]], None]
+
+    def run(self, argv: Sequence[str] | None = None) -> None:
+        """Measures what is missing, prints the tables and draws the pictures."""
+        arguments, request, cells = self.parse(argv)
+        prepare_run(arguments)
+        runner = self.make_runner(request.settings, arguments)
+        measured = measure_study(cells, arguments, lambda cell: self.measure(cell, runner, arguments))
+        results = self.results_of(measured)
+        print(self.markdown(results, request.split))
+        write_results(arguments.output, {**self.entries(results), "cells": raw_cells(measured)})
+        folder = plots_folder(arguments)
+        if folder is not None:
+            self.draw(results, Drawing(folder, arguments, request.settings, runner))
+
+    def parse(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request[Settings], list[Cell]]:
+        """The options, what all cells have in common, and the cells that are asked for."""
+        parser = benchmark_parser(self.docstring)
+        add_cache_arguments(parser, self.name)
+        add_seed_argument(parser, self.seeds, "trainings of every cell")
+        add_choice_arguments(parser, self.only, self.explained)
+        parser.add_argument("--plots", type=Path, help="folder for the pictures; default: that of --output")
+        arguments = parser.parse_args(argv)
+        try:
+            request = Request.of(arguments, self.settings)
+            cells = list(self.cells_of(request, arguments.seeds, parse_filters(arguments.only, self.fields)))
+            if not cells:
+                raise ValueError(f"--only {' '.join(arguments.only)}: the study has no such cells")
+        except ValueError as error:
+            parser.error(str(error))
+        return arguments, request, cells
 
 
 def measure_study(

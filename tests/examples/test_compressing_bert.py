@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cell_arguments import parse_filters
-from compressing_bert import parse_arguments
+from compressing_bert import STUDY
 from compressing_cells import FIELDS, TABLES, Cell, Settings, cells_of, fine_tuned_minilm, fine_tuned_small
 from compressing_tables import StudyResults, markdown_report
 from compressing_texts import readable_lines
@@ -65,7 +65,7 @@ def test_unknown_filters_and_settings_are_refused(
     option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(["--models", str(tmp_path), "--data", str(tmp_path), option, *value.split()])
+        STUDY.parse(["--models", str(tmp_path), "--data", str(tmp_path), option, *value.split()])
     assert message in capsys.readouterr().err
 
 
