@@ -66,7 +66,7 @@ def prune_model(
         check_evaluates(config, evaluation, retrained=retrain is not None)
         run = PruningRun.of(model, config, calibration_data, evaluation, accelerator)
         result = _prune_units(run, config, retrain)
-    return replace(result, tokenizer=getattr(data_collator, "tokenizer", None))
+    return replace(result, tokenizer=evaluation.tokenizer)
 
 
 def check_one_shot(config: Any) -> None:

@@ -17,7 +17,7 @@ from .config import PruningConfig
 from .errors import InfeasibleBudgetError, PruningError
 from .metric_budget import MetricBudgetConfig
 from .pruning_run import Evaluation, PruningRun
-from .report.curve import CurveLevel, TradeOffCurve
+from .report.curve import TradeOffCurve, chosen_metric
 from .report.curve_levels import curve_of
 from .report.report import PruningReport
 from .strategies.base import Cut
@@ -126,9 +126,7 @@ class _Floor:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], config: MetricBudgetConfig) -> _Floor:
-        dense = TradeOffCurve({}, {}, (CurveLevel(0, 1.0, 1.0, metrics, {}),))
-        wanted = config.metric and config.metric.removeprefix("eval_")
-        name, greater_is_better = dense.metric(wanted)
+        name, greater_is_better = chosen_metric(metrics, config.metric and config.metric.removeprefix("eval_"))
         if name not in metrics:
             raise PruningError(
                 f"The evaluation gives no metric {name!r}, only {', '.join(metrics)}: name another one with metric=, or"

@@ -24,7 +24,7 @@ from .report.build import block_reports, build_report, count_parameters
 from .report.clock import StageClock
 from .report.evaluate import evaluate_model
 from .report.report import LatencySetting, PruningReport
-from .scores import evaluating, modes_restored
+from .scores import modes_restored
 from .strategies.base import Cut, StagedStrategy
 from .strategies.example_data import example_of
 from .surgery import apply_plan, drop_identity_layers, write_metadata
@@ -43,11 +43,16 @@ class Evaluation:
     compute_metrics: Callable[[Any], Metrics] | None = None
     data_collator: Any = None
 
+    @property
+    def tokenizer(self) -> Any:
+        """What the data collator tokenised with, if it has one."""
+        return getattr(self.data_collator, "tokenizer", None)
+
     def metrics(self, model: PreTrainedModel, clock: StageClock) -> Metrics:
         """The loss and the metrics of a model; nothing without a data set."""
         if self.dataset is None:
             return {}
-        with clock("evaluation"), evaluating(model):
+        with clock("evaluation"):
             return evaluate_model(model, self.dataset, self.compute_metrics, self.data_collator)
 
 

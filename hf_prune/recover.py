@@ -23,7 +23,7 @@ from .recovery import Distillation, check_distillation
 from .recovery.hidden_states import DeepDistillation
 from .report.evaluate import evaluate_model
 from .setting_checks import is_number
-from .surgery.metadata import KEY, pruning_of
+from .surgery.metadata import pruning_of
 from .surgery.metadata_writing import write_metrics
 from .surgery.weight_metadata import weights_of
 
@@ -227,6 +227,7 @@ def _default_arguments(model: PreTrainedModel, folder: str, adapted: bool) -> Tr
 def _renew_metrics(model: PreTrainedModel, metrics: dict[str, float]) -> None:
     """Puts what was measured now into the metadata, instead of what was measured before the training."""
     for module in model.modules():
-        if isinstance(module, PreTrainedModel) and pruning_of(module.config) is not None:
-            known = {side: old for side, old in getattr(module.config, KEY)["metrics"].items() if side != "pruned"}
+        earlier = pruning_of(module.config) if isinstance(module, PreTrainedModel) else None
+        if isinstance(module, PreTrainedModel) and earlier is not None:
+            known = {side: old for side, old in earlier.get("metrics", {}).items() if side != "pruned"}
             write_metrics([module.config], known | ({"pruned": metrics} if metrics else {}))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,15 @@ class Sweep:
         keyword: what the budgets count.
         points: from the largest budget to the smallest.
         stages: seconds spent in each stage, of all points together.
-        tokenizer: what the data collator tokenised with, if it has one; saved along.
         run: the model, and the data that a cut is checked on.
     """
 
     keyword: str
     points: tuple[SweepPoint, ...]
     stages: Mapping[str, float]
-    tokenizer: Any
     run: PruningRun = field(repr=False)
 
-    @property
+    @cached_property
     def curve(self) -> TradeOffCurve:
         """The dense model and all points, as a trade-off curve: level 1 is point 0."""
         settings = {**self.points[0].config.to_dict(), self.keyword: None}
@@ -96,7 +95,7 @@ class Sweep:
             metric: by which it is said what is on the front of FLOPs and quality; by default the only one beside the
                 loss, or the loss. Where there are several, or none at all, nothing is said of the front.
         """
-        measured = self.points[0].report.metrics.get("dense", {})
+        measured = self.run.dense_metrics
         undecided = metric is None and sum(not name.endswith("loss") for name in measured) > 1
         front = None if undecided or not measured else self.pareto(metric)
         return sweep_rows(self.keyword, self._budgets(), self._reports(), front)
@@ -140,7 +139,7 @@ class Sweep:
         made.log.roll_back()
 
     def _as_result(self, point: SweepPoint, model: PreTrainedModel) -> PruningResult:
-        return PruningResult(model, point.cut.plan, point.report, point.config, self.tokenizer)
+        return PruningResult(model, point.cut.plan, point.report, point.config, self.run.evaluation.tokenizer)
 
     def _reports(self) -> list[PruningReport]:
         return [point.report for point in self.points]
@@ -204,11 +203,10 @@ def sweep(
     for budget in sorted(configs):
         cut, report = run.tried(configs[budget], decide(configs[budget]), timed=latency)
         points.append(SweepPoint(budget, configs[budget], _on_cpu(cut), report))
-    tokenizer = getattr(data_collator, "tokenizer", None)
-    return Sweep(keyword, tuple(reversed(points)), dict(run.clock.seconds), tokenizer, run)
+    return Sweep(keyword, tuple(reversed(points)), dict(run.clock.seconds), run)
 
 
-def _varied(config: PruningConfig, budgets: Sequence[float]) -> tuple[str, dict[float, PruningConfig]]:
+def _varied(config: Any, budgets: Sequence[float]) -> tuple[str, dict[float, PruningConfig]]:
     """The budget's keyword, and the configuration for every value of it.
 
     Raises:
@@ -224,8 +222,7 @@ def _varied(config: PruningConfig, budgets: Sequence[float]) -> tuple[str, dict[
         )
     if not budgets or len(set(budgets)) < len(budgets):
         raise PruningError(f"budgets={list(budgets)} must be one or more different values of {given[0]}.")
-    values: list[dict[str, Any]] = [{given[0]: budget} for budget in budgets]
-    return given[0], {budget: replace(config, **value) for budget, value in zip(budgets, values, strict=True)}
+    return given[0], {budget: replace(config, **{given[0]: budget}) for budget in budgets}
 
 
 def _on_cpu(cut: Cut) -> Cut:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from .config import PruningConfig, training_for
 from .errors import PruningError
 from .strategies.training import TrainingPruner, check_trains
+from .whole_files import written_whole
 
 FORMAT = "1"
 
@@ -91,14 +91,8 @@ def save_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> str:
         "steps": str(pruner.steps),
         "config": json.dumps(pruner.config.to_dict()),
     }
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
+    with written_whole(target) as temporary:
         save_file({name: value.contiguous() for name, value in pruner.state().items()}, temporary, about)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return digest(target)
 
 

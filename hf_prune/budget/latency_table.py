@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..anatomy.layer_calls import LayerCall, Segment, layer_shapes, record_calls
 from ..anatomy.layouts import AttentionLayout
 from ..calibration import Batch
 from ..scores import frozen
+from ..whole_files import written_whole
 from .latency import random_batch, time_in_turn
 
 logger = logging.getLogger(__name__)
@@ -192,8 +192,7 @@ def _write_table(path: Path, conditions: LatencyConditions, shape: tuple[Any, ..
     content = json.dumps({"conditions": asdict(conditions), "block": repr(shape), "seconds": table.tolist()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
-            file.write(content)
-        os.replace(file.name, path)
+        with written_whole(path) as temporary:
+            temporary.write_text(content, encoding="utf8")
     except OSError as error:
         logger.warning("The latency table could not be kept in %s (%s); it will be measured again.", path.parent, error)

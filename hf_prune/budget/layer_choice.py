@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import InfeasibleBudgetError, PruningError
+from .head_counts import head_count
 
 PLACES = ("top", "bottom", "alternate", "middle")
 
@@ -21,7 +22,7 @@ def kept_layer_count(total: int, layers: float) -> int:
         if layers > total:
             raise PruningError(f"layers={layers} is more than the {total} layers that there are to choose from.")
         return layers
-    keep = math.floor(total * layers + 1e-9)
+    keep = head_count(total, layers)
     if not keep:
         raise InfeasibleBudgetError(
             f"layers={layers:g} of {total} layers is less than one, and one has to stay: give at least"

@@ -67,8 +67,7 @@ def run_sweep(request: Request[SweepArguments]) -> SweepOutcome:
     found = sweep(
         model, request.pruning, budgets=arguments.values, latency=arguments.measure_latency, **rows.for_pruning()
     )
-    measured = found.points[0].report.metrics.get("dense", {})
-    metric = next(iter(sorted(measured, key=lambda name: name.endswith("loss"))), None)
+    metric = min(found.run.dense_metrics, key=lambda name: name.endswith("loss"), default=None)
     found.curve.save(arguments.output_dir)
     if metric is not None and find_spec("matplotlib") is not None:
         found.plot(metric, arguments.output_dir / PICTURE)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..anatomy import oriented
 from .epsilon import Reduction
 from .epsilon_gates import EpsilonGates, add_epsilon_gates, epsilon_gates_of, remove_epsilon_gates
 from .residual_mappings import MappingKind
@@ -44,13 +45,10 @@ class GateMixin:
             gates: UnitGates | None = self.__dict__.get(slot)
             for block, value in zip(gates.blocks, gates.values, strict=True) if gates is not None else ():
                 name = f"{block.layer}.{block.output.path}" + (".weight" if block.output.expert is None else "")
-                columns = block.spread(value.detach()).to(state[name])
-                columns = columns[:, None] if block.output.transposed else columns
                 if name not in copied:  # experts share one parameter
                     state[name] = state[name].clone()
                     copied.add(name)
-                folded = state[name] if block.output.expert is None else state[name][block.output.expert]
-                folded *= columns
+                oriented(state[name], block.output).mul_(block.spread(value.detach()).to(state[name]))
         return state
 
     @contextmanager

@@ -100,8 +100,8 @@ def _input_sums(
             for block, buffer in zip(blocks, buffers, strict=True):
                 hook = partial(_add_inputs, buffer, stream)
                 hooks.callback(linear_at(layer, block.output).register_forward_pre_hook(hook).remove)
-            stream.dense = stream.dense_calls[0].run(layer, stream.dense)
-        del stream.dense_calls[0]
+            stream.dense = stream.pruned = stream.dense_calls[0].run(layer, stream.dense)
+        del stream.dense_calls[0], stream.pruned_calls[0]  # nothing is cut: both streams are one
     sums = [buffer.flush() for buffer in buffers]
     for block, equations in zip(blocks, sums, strict=True):
         for tensor in equations.tensors():

@@ -42,7 +42,6 @@ def build_report(
     dense_parameters: int,
     latencies: tuple[float, float] | None = None,
     latency_setting: LatencySetting | None = None,
-    stages: Mapping[str, float] | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     notes: Sequence[str] = (),
 ) -> PruningReport:
@@ -68,7 +67,6 @@ def build_report(
             latency=pruned_latency,
         ),
         blocks=tuple(blocks),
-        stages=dict(stages or {}),
         latency_setting=latency_setting,
         metrics={name: dict(values) for name, values in (metrics or {}).items()},
         notes=tuple(notes),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PruningError
+from ..whole_files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,12 +96,7 @@ class TradeOffCurve:
         Raises:
             PruningError: there are several.
         """
-        if name is None:
-            known = [key for key in self.levels[0].metrics if not key.endswith(("loss", *TIMES))] if self.levels else []
-            if len(known) > 1:
-                raise PruningError(f"The evaluation has the metrics {', '.join(known)}: say which one with metric=.")
-            name = known[0] if known else "loss"
-        return name, not name.endswith("loss")
+        return chosen_metric(self.levels[0].metrics if self.levels else {}, name)
 
     def simplest(self, metric: str, max_drop: float, *, greater_is_better: bool = True) -> int:
         """The smallest level whose metric is at most `max_drop` worse than the first level's.
@@ -170,10 +164,8 @@ class TradeOffCurve:
         """Writes `pruning_curve.json` into a folder; a run that is killed meanwhile leaves the file that was there."""
         path = Path(folder) / CURVE_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{CURVE_FILE}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(self.to_json())
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf8")
         return path
 
     @classmethod
@@ -187,6 +179,16 @@ class TradeOffCurve:
         if not path.is_file():
             raise PruningError(f"{folder} holds no {CURVE_FILE}.")
         return cls.from_json(path.read_bytes())
+
+
+def chosen_metric(metrics: Mapping[str, float], name: str | None = None) -> tuple[str, bool]:
+    """A metric of an evaluation, and whether more of it is better; see `TradeOffCurve.metric`."""
+    if name is None:
+        known = [key for key in metrics if not key.endswith(("loss", *TIMES))]
+        if len(known) > 1:
+            raise PruningError(f"The evaluation has the metrics {', '.join(known)}: say which one with metric=.")
+        name = known[0] if known else "loss"
+    return name, not name.endswith("loss")
 
 
 def _ranges_of(units: Sequence[int]) -> str:

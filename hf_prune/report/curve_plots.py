@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import PruningError
 from .curve import TradeOffCurve
-from .figures import COLOURS, FAINT, INK, MARKERS, STYLES, add_legend, draw_map, finish, label_lines, new_figure
+from .figures import FAINT, INK, MARKERS, add_legend, draw_map, finish, label_lines, line_look, new_figure
 from .map_rows import short_labels
 
 if TYPE_CHECKING:
@@ -47,11 +47,10 @@ def plot_curves(
         axes.plot(
             [100 * (1 - level.params) for level in curve.levels],
             curve.values(name),
-            STYLES[index // len(COLOURS) % len(STYLES)],
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
-            color=COLOURS[index % len(COLOURS)],
             label=label,
+            **line_look(index),
         )
     label_lines(axes, "attention and FFN parameters removed, in %", name.removeprefix("eval_").replace("_", " "))
     add_legend(axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +116,11 @@ def _write_numbers(axes: Axes, values: npt.NDArray[np.float64], top: float) -> N
             colour = "white" if value > _DARK * top else INK
             place = column + 0.5, row + 0.5
             axes.text(*place, f"{100 * value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """Colour and style of a line by its number: the colours come again in another style."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
 
 
 def colours_of(names: Sequence[str]) -> Mapping[str, str]:

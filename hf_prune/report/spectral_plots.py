@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..anatomy import matrix_name
 from ..errors import PruningError
-from .figures import COLOURS, INK, STYLES, add_legend, finish, label_lines, new_figure
+from .figures import INK, add_legend, finish, label_lines, line_look, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +39,7 @@ def plot_singular_values(history: Mapping[int, Mapping[str, float]], path: str |
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, lines) in zip(places, panels.items(), strict=False):
         for index, (label, points) in enumerate(lines.items()):
-            look = STYLES[index // len(COLOURS) % len(STYLES)]
-            axes.plot(*zip(*sorted(points), strict=True), look, color=COLOURS[index % len(COLOURS)], label=label)
+            axes.plot(*zip(*sorted(points), strict=True), label=label, **line_look(index))
         axes.set_title(title, fontsize=10, color=INK)
         label_lines(axes, "step", "largest singular value")
     for axes in places[len(panels) :]:

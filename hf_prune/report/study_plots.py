@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import PruningError
-from .figures import COLOURS, INK, MARKERS, STYLES, add_legend, colours_of, finish, label_lines, new_figure
+from .figures import COLOURS, INK, MARKERS, add_legend, colours_of, finish, label_lines, line_look, new_figure
 from .magnitude_order import MagnitudeShift
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def plot_magnitude_shift(shifts: Mapping[str, MagnitudeShift], path: str | Path 
     for index, (name, shift) in enumerate(shifts.items()):
         values = 100 * np.array(shift.total.by_position)
         middles = 100 * (np.arange(len(values)) + 0.5) / len(values)
-        look = STYLES[index // len(COLOURS) % len(STYLES)]
-        axes.plot(middles, values, look, marker="o", markersize=4, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.plot(middles, values, marker="o", markersize=4, label=name, **line_look(index))
     label_lines(axes, "position before, in % of the weights, smallest first", "mean move, in % of the weights")
     add_legend(axes)
     return finish(figure, "Moves in the order of magnitude", path)

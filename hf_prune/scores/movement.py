@@ -165,7 +165,7 @@ class ParameterScores(MovementScores):
     """
 
     def __init__(self, matrices: Sequence[WeightMatrix], scores: Sequence[torch.Tensor], learning_rate: float) -> None:
-        super().__init__(matrices, learning_rate, frozen=True, scores=scores)
+        super().__init__(matrices, learning_rate, scores=scores)
         self._aside: list[torch.Tensor | None] = []
 
     @torch.no_grad()

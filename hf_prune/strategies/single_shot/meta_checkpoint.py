@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ...errors import PruningError
+from ...whole_files import written_whole
 from .meta_arguments import MetaTrainingArguments
 
 STATE_FILE = "meta_training.safetensors"
@@ -61,15 +60,9 @@ def save_state(folder: Path, state: MetaTrainingState, settings: Mapping[str, An
         "history": json.dumps(state.history),
         "settings": json.dumps(settings),
     }
-    handle, temporary = tempfile.mkstemp(prefix=f".{STATE_FILE}-", dir=folder)
-    os.close(handle)
-    try:
+    with written_whole(folder / STATE_FILE) as temporary:
         # Copies, because the file format takes no two tensors that share memory.
         save_file({name: value.clone() for name, value in state.tensors.items()}, temporary, about)
-        os.replace(temporary, folder / STATE_FILE)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load_state(folder: Path, settings: Mapping[str, Any]) -> MetaTrainingState | None:
