@@ -14,6 +14,7 @@ from .config import PruningConfig, check_at_once, training_for
 from .errors import PruningError
 from .metric_budget import MetricBudgetConfig
 from .metric_floor import check_evaluates, smallest_holding
+from .offloading import is_offloaded
 from .pruning_run import Evaluation, Metrics, PruningRun, calibration_for, undone_on_failure
 from .report.clock import StageClock
 from .report.result import PruningResult
@@ -59,6 +60,7 @@ def prune_model(
             as it was.
     """
     check_one_shot(config)
+    _check_offloaded(model, config, retrain)
     evaluation = Evaluation(eval_dataset, compute_metrics, data_collator)
     if config.prunes_weights:
         result = _prune_weights(model, config, calibration_data, evaluation, accelerator, retrain)
@@ -74,6 +76,18 @@ def check_one_shot(config: Any) -> None:
     if not isinstance(config, PruningConfig):
         raise PruningError(f"config is a {type(config).__name__}; pass a FisherPruningConfig or another PruningConfig.")
     check_at_once(config)
+
+
+def _check_offloaded(model: PreTrainedModel, config: PruningConfig, retrain: Any) -> None:
+    """Refuses to change single weights of a model whose weights are not in memory."""
+    if not (retrain is not None or config.prunes_weights) or not is_offloaded(model):
+        return
+    what = "retrain=" if retrain is not None else f"The {config.strategy} strategy with sparsity="
+    raise PruningError(
+        f"{what} changes single weights, and those of this {type(model).__name__} are offloaded: Accelerate loads them"
+        " only to compute with them. Load the model without a device_map that offloads; heads and filters can be"
+        " removed either way."
+    )
 
 
 def _prune_units(

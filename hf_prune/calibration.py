@@ -17,7 +17,18 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .errors import PruningError
-from .rows import ADVICE, LABEL_COLUMNS, Collator, is_map_style, is_row, no_argument, padding_collator, row_batches
+from .offloading import device_of
+from .rows import (
+    ADVICE,
+    IGNORED,
+    LABEL_COLUMNS,
+    Collator,
+    is_map_style,
+    is_row,
+    no_argument,
+    padding_collator,
+    row_batches,
+)
 
 Batch = dict[str, Any]
 
@@ -192,8 +203,9 @@ class CalibrationData:
                 " data collator makes them."
             )
         named = {LABEL_COLUMNS.get(key, key): value for key, value in batch.items()}
+        device = device_of(self._model)
         kept = {
-            key: value.to(self._model.device) if isinstance(value, torch.Tensor) else value
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in named.items()
             if key in self._accepted
         }
@@ -223,7 +235,7 @@ def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
     """Labels as a decoder reads them: each token once the one before it was written."""
     start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     shifted = torch.cat([start, labels[:, :-1]], dim=1)
-    return shifted.masked_fill(shifted == -100, config.pad_token_id or 0)
+    return shifted.masked_fill(shifted == IGNORED, config.pad_token_id or 0)
 
 
 def example_count(batch: Batch) -> int:
@@ -253,7 +265,7 @@ def decoder_tokens(batch: Batch) -> torch.Tensor | None:
         return mask.bool()
     labels = batch.get("labels")
     if _are_token_labels(labels):
-        return labels != -100
+        return labels != IGNORED
     ids = batch.get("decoder_input_ids")
     return torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, torch.Tensor) else None
 

@@ -15,7 +15,7 @@ from transformers.utils import PushToHubMixin
 
 from .errors import PruningError
 from .module_patterns import matching_names
-from .setting_checks import check_counts
+from .setting_checks import check_counts, check_flags
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -56,6 +56,11 @@ class PruningConfig(PushToHubMixin):
     def prunes_weights(self) -> bool:
         """Whether single weights are removed; otherwise heads and filters are."""
         return False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the calibration data must have labels."""
+        return self.needs_data
 
     target_modules: list[str] | None = field(
         default=None,
@@ -164,8 +169,7 @@ class StructuredPruningConfig(PruningConfig):
             )
         _check_budget(*next(iter(given.items())))
         check_counts(self, "batch_size", "latency_batch_size", "round_to", "sequence_length")
-        if not isinstance(self.uniform, bool):
-            raise PruningError(f"uniform={self.uniform!r} must be True or False.")
+        check_flags(self, "uniform")
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .config import PruningConfig
 from .errors import PruningError
-from .setting_checks import check_fraction, is_number
+from .setting_checks import check_flags, check_fraction, is_number
 
 
 @dataclass
@@ -26,8 +26,7 @@ class HeadBudgetConfig(PruningConfig):
         super().__post_init__()
         if self.heads is not None:
             check_fraction(self, "heads")
-        if not isinstance(self.allow_empty_layers, bool):
-            raise PruningError(f"allow_empty_layers={self.allow_empty_layers!r} must be True or False.")
+        check_flags(self, "allow_empty_layers")
         if self.allow_empty_layers and self.heads is None:
             raise PruningError("allow_empty_layers=True is about heads: use it with heads=.")
 

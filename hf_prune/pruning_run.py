@@ -20,6 +20,7 @@ from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
 from .errors import PruningError
 from .gates import check_bare
+from .offloading import check_loadable, is_offloaded
 from .report.build import block_reports, build_report, count_parameters
 from .report.clock import StageClock
 from .report.evaluate import evaluate_model
@@ -152,6 +153,7 @@ class PruningRun:
             cut = replace(cut, plan=drop_identity_layers(self.model, self.anatomy, cut.plan, batch))
             log = apply_plan(self.model, self.anatomy, cut.plan, cut.repairs, batch)
         with undone_on_failure(self.model, log, trained):
+            timed = timed and not is_offloaded(self.model)  # that would be the time that loading takes
             latencies, setting = self._timing(config, cut, log) if timed else (None, None)
             report = build_report(
                 model=self.model,
@@ -236,6 +238,7 @@ def undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> It
 
 def _checked_anatomy(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     """The model's anatomy, if it can be pruned with `config`."""
+    check_loadable(model)
     anatomy = describe_model(model)
     if not any(block.units for block in anatomy.blocks):
         raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")

@@ -16,6 +16,8 @@ Collator = Callable[[list[Any]], Mapping[str, Any]]
 
 ADVICE = "Tokenise the data first (images and sound: run the model's processor on them)."
 LABEL_COLUMNS = {"label": "labels", "label_ids": "labels"}
+# In the place of a token's label, where nothing is predicted.
+IGNORED = -100
 # Main inputs of models, with the dimensions that a batch of them has.
 _BATCH_DIMENSIONS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_values": 2, "input_features": 3}
 
@@ -86,7 +88,7 @@ def _is_number(value: Any) -> bool:
 def padding_collator(model: PreTrainedModel, accepted: Collection[str]) -> Collator:
     """Pads ragged tokens to the longest of their batch, as the usual collators do, with what the config knows."""
     pad_token = getattr(model.config, "pad_token_id", None) or 0
-    fill = {"input_ids": pad_token, "decoder_input_ids": pad_token, "labels": -100}
+    fill = {"input_ids": pad_token, "decoder_input_ids": pad_token, "labels": IGNORED}
 
     def collate(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {}

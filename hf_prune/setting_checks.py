@@ -10,10 +10,15 @@ from .errors import PruningError
 
 def check_counts(settings: Any, *names: str) -> None:
     """Raises a PruningError where one of the named settings is not a whole number of at least 1 (or None)."""
-    for name in names:
+    check_whole_numbers(settings, **{name: 1 for name in names if getattr(settings, name) is not None})
+
+
+def check_whole_numbers(settings: Any, /, **least: int) -> None:
+    """Raises a PruningError where a setting is not a whole number of at least what is given for it."""
+    for name, lowest in least.items():
         number = getattr(settings, name)
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-            raise PruningError(f"{name}={number!r} must be a whole number of at least 1.")
+        if isinstance(number, bool) or not isinstance(number, int) or number < lowest:
+            raise PruningError(f"{name}={number!r} must be a whole number of at least {lowest}.")
 
 
 def check_not_negative(settings: Any, *names: str) -> None:
@@ -22,6 +27,22 @@ def check_not_negative(settings: Any, *names: str) -> None:
         number = getattr(settings, name)
         if not is_number(number) or number < 0:
             raise PruningError(f"{name}={number!r} must be a number of at least 0.")
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not a finite number above 0."""
+    for name in names:
+        number = getattr(settings, name)
+        if not is_number(number) or number <= 0:
+            raise PruningError(f"{name}={number!r} must be a number above 0.")
+
+
+def check_flags(settings: Any, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is neither True nor False."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, bool):
+            raise PruningError(f"{name}={value!r} must be True or False.")
 
 
 def check_sparsity(settings: Any, *names: str) -> None:

@@ -60,12 +60,15 @@ class Sweep:
         points: from the largest budget to the smallest.
         stages: seconds spent in each stage, of all points together.
         run: the model, and the data that a cut is checked on.
+        metric: what points are compared by where nothing else is said; None for the only one beside the loss, or the
+            loss.
     """
 
     keyword: str
     points: tuple[SweepPoint, ...]
     stages: Mapping[str, float]
     run: PruningRun = field(repr=False)
+    metric: str | None = None
 
     @cached_property
     def curve(self) -> TradeOffCurve:
@@ -77,14 +80,14 @@ class Sweep:
         """The places of the points that no other beats in cost and metric.
 
         Args:
-            metric: of the evaluation; see `TradeOffCurve.metric`.
+            metric: of the evaluation; by default `self.metric`.
             cost: "flops", "params" (of attention and FFN) or "latency", where it was measured.
 
         Raises:
             PruningError: no such metric or cost.
         """
         costs = self._costs(cost)
-        name, greater_is_better = self.curve.metric(metric)
+        name, greater_is_better = self.curve.metric(metric or self.metric)
         sign = 1 if greater_is_better else -1
         return pareto_front(costs, [sign * value for value in self.curve.values(name)[1:]])
 
@@ -92,9 +95,10 @@ class Sweep:
         """The header and the rows of a table, the dense model first.
 
         Args:
-            metric: by which it is said what is on the front of FLOPs and quality; by default the only one beside the
-                loss, or the loss. Where there are several, or none at all, nothing is said of the front.
+            metric: by which it is said what is on the front of FLOPs and quality; by default `self.metric`. Where that
+                is None and there are several, or none at all, nothing is said of the front.
         """
+        metric = metric or self.metric
         measured = self.run.dense_metrics
         undecided = metric is None and sum(not name.endswith("loss") for name in measured) > 1
         front = None if undecided or not measured else self.pareto(metric)
@@ -106,7 +110,7 @@ class Sweep:
 
     def plot(self, metric: str | None = None, path: str | Path | None = None) -> Any:
         """Draws the metric over the share of the parameters removed, see `plot_curves`."""
-        return self.curve.plot(metric, path)
+        return self.curve.plot(metric or self.metric, path)
 
     def result(self, index: int) -> PruningResult:
         """A point as `prune_model` would return it, with a copy of the model.
@@ -170,6 +174,7 @@ def sweep(
     data_collator: Any = None,
     accelerator: Accelerator | None = None,
     latency: bool = False,
+    metric: str | None = None,
 ) -> Sweep:
     """Prunes a model to several budgets, measures each, and gives the model back as it was.
 
@@ -186,6 +191,7 @@ def sweep(
         data_collator: as for `Trainer`.
         accelerator: as for `prune_model`.
         latency: measure the forward time of every point beside the dense model's.
+        metric: what points are compared by; by default the only one beside the loss, or the loss.
 
     Returns:
         All points.
@@ -197,13 +203,14 @@ def sweep(
     keyword, configs = _varied(config, budgets)
     evaluation = Evaluation(eval_dataset, compute_metrics, data_collator)
     run = PruningRun.of(model, config, calibration_data, evaluation, accelerator)
+    metric = _known(metric, run.dense_metrics)
     decide = run.decider(config)
     points = []
     # The smallest first: if any of them is out of reach it is this one.
     for budget in sorted(configs):
         cut, report = run.tried(configs[budget], decide(configs[budget]), timed=latency)
         points.append(SweepPoint(budget, configs[budget], _on_cpu(cut), report))
-    return Sweep(keyword, tuple(reversed(points)), dict(run.clock.seconds), run)
+    return Sweep(keyword, tuple(reversed(points)), dict(run.clock.seconds), run, metric)
 
 
 def _varied(config: Any, budgets: Sequence[float]) -> tuple[str, dict[float, PruningConfig]]:
@@ -223,6 +230,21 @@ def _varied(config: Any, budgets: Sequence[float]) -> tuple[str, dict[float, Pru
     if not budgets or len(set(budgets)) < len(budgets):
         raise PruningError(f"budgets={list(budgets)} must be one or more different values of {given[0]}.")
     return given[0], {budget: replace(config, **{given[0]: budget}) for budget in budgets}
+
+
+def _known(metric: str | None, measured: Mapping[str, float]) -> str | None:
+    """The metric's name as the evaluation has it.
+
+    Raises:
+        PruningError: the evaluation of the dense model has no such metric.
+    """
+    name = metric and metric.removeprefix("eval_")
+    if name is not None and name not in measured:
+        raise PruningError(
+            f"metric={metric!r} is none of what the evaluation gives ({', '.join(measured) or 'nothing'}): name one of"
+            " these, or pass eval_dataset= and a compute_metrics= that returns it."
+        )
+    return name
 
 
 def _on_cpu(cut: Cut) -> Cut:

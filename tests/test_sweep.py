@@ -149,6 +149,30 @@ def test_of_several_metrics_none_decides_by_itself(rows: Dataset) -> None:
     assert [row[-1] for row in found.rows("f1")[1]] == ["", "", "yes"]
 
 
+def test_the_metric_that_was_named_decides(rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.9, 0.6, 0.8])  # dense, smallest, largest
+
+    def two(prediction: Any) -> dict[str, float]:
+        value = next(values)
+        return {"accuracy": value, "error_loss": value}
+
+    asked: dict[str, Any] = {"budgets": [0.5, 0.4], "eval_dataset": rows, "compute_metrics": two}
+    found = sweep(BERT.model(), MagnitudePruningConfig(flops=1.0), rows, metric="eval_accuracy", **asked)
+    assert found.metric == "accuracy"
+    assert found.pareto() == [0, 1]
+    assert found.pareto("error_loss") == [1]
+    assert [row[-1] for row in found.rows()[1]] == ["", "yes", "yes"]
+    found.plot(path=tmp_path / "curve.png")
+
+    values = iter([0.9])
+    monkeypatch.setattr(pruning_run.PruningRun, "decider", Failing(pruning_run.PruningRun.decider, 0, AssertionError))
+    with pytest.raises(PruningError, match=r"metric='f1' is none of what the evaluation gives \(loss, accuracy"):
+        sweep(BERT.model(), MagnitudePruningConfig(flops=1.0), rows, metric="f1", **asked)
+    del asked["eval_dataset"]
+    with pytest.raises(PruningError, match=r"gives \(nothing\): name one of these, or pass eval_dataset="):
+        sweep(BERT.model(), MagnitudePruningConfig(flops=1.0), rows, metric="loss", **asked)
+
+
 def test_the_model_is_measured_once(rows: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     once = Failing(gradient_rows.iterate_gradients, 1, AssertionError)
     monkeypatch.setattr(gradient_rows, "iterate_gradients", once)

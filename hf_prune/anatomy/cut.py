@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from .blocks import Block
 from .cut_forward import ConfigView, bypass, forward_on_kept_heads, forward_without_columns
 from .layouts import AttentionLayout
+from .parameters import keep_slices
 from .position_tables import has_own_bias
-from .projections import Indices, Part, Projection, kept_indices, linear_at, owners, weight_of
+from .projections import Part, Projection, kept_indices, linear_at, owners, weight_of
 from .undo import UndoLog
 
 
@@ -55,19 +55,16 @@ def _parent(block: Block) -> str:
 
 def _keep_units(layer: nn.Module, projection: Projection, before: int, units: Sequence[int], log: UndoLog) -> None:
     module = linear_at(layer, projection)
-    oriented = weight_of(layer, projection)
-    kept = _index(kept_indices(projection.owners(before, oriented.shape[projection.axis]), units), module.weight)
-    weight = oriented.detach().index_select(projection.axis, kept)
-    if projection.transposed:
-        weight = weight.T.contiguous()
-    log.set(module, "weight", nn.Parameter(weight, requires_grad=module.weight.requires_grad))
+    size = weight_of(layer, projection).shape[projection.axis]
+    kept = kept_indices(projection.owners(before, size), units)
+    axis = 1 - projection.axis if projection.transposed else projection.axis
+    keep_slices(module, "weight", axis, kept, log)
     size_in, size_out = ("nx", "nf") if projection.transposed else ("in_features", "out_features")
     log.set(module, size_in if projection.axis == 1 else size_out, len(kept))
-    if projection.transposed and not kept.numel() and projection.axis == 1:
+    if projection.transposed and not len(kept) and projection.axis == 1:
         forward_without_columns(module, log)
     if projection.axis == 0 and module.bias is not None:
-        bias = module.bias.detach().index_select(0, kept)
-        log.set(module, "bias", nn.Parameter(bias, requires_grad=module.bias.requires_grad))
+        keep_slices(module, "bias", 0, kept, log)
 
 
 def _keep_slices(layer: nn.Module, path: str, axis: int, before: int, units: Sequence[int], log: UndoLog) -> None:
@@ -81,11 +78,10 @@ def _keep_slices(layer: nn.Module, path: str, axis: int, before: int, units: Seq
     if parameter is None:
         return
     size = parameter.shape[axis]
-    index = kept_indices(owners([Part(0, size // before)], before, size), units)
-    kept = parameter.detach().index_select(axis, _index(index, parameter))
-    log.set(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+    kept = kept_indices(owners([Part(0, size // before)], before, size), units)
+    keep_slices(module, name, axis, kept, log)
     if isinstance(module, nn.Embedding):
-        log.set(module, "embedding_dim", kept.shape[1])
+        log.set(module, "embedding_dim", module.weight.shape[1])
 
 
 def _keep_members(layer: nn.Module, path: str, before: int, units: Sequence[int], log: UndoLog) -> None:
@@ -94,10 +90,6 @@ def _keep_members(layer: nn.Module, path: str, before: int, units: Sequence[int]
     members = list(layer.get_submodule(path).children())
     index = kept_indices(owners([Part(0, len(members) // before)], before, len(members)), units)
     log.set(layer.get_submodule(parent), name, nn.ModuleList(members[place] for place in index))
-
-
-def _index(values: Indices, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
 
 
 def _follow_in_core(

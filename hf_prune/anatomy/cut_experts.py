@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +15,8 @@ from .blocks import Block
 from .cut_forward import ConfigView
 from .experts import expert_counts, stacked_parameters
 from .layouts import ExpertsLayout
-from .projections import Projection, kept_indices, weight_of
+from .parameters import change_parameter, keep_slices
+from .projections import Indices, Projection, kept_indices, oriented, weight_of
 from .undo import UndoLog
 
 # Grouped matrix products need rows of a multiple of 16 bytes, which is 8 numbers in half precision.
@@ -67,9 +70,7 @@ def keep_experts(layer: nn.Module, block: Block, units: Sequence[int], log: Undo
     for path in (block.layout.name, block.layout.router):
         module = layer.get_submodule(path)
         for name in stacked_parameters(module, block.units):
-            parameter = module.get_parameter(name)
-            kept = torch.tensor(list(units), device=parameter.device)
-            _replace(module, name, parameter.detach().index_select(0, kept), log)
+            keep_slices(module, name, 0, np.asarray(units, dtype=np.int64), log)
     for module, name in counts:
         log.set(module, name, len(units))
 
@@ -90,30 +91,34 @@ def _keep_in_every_expert(
     layer: nn.Module, members: Sequence[Block], position: int, units: Mapping[str, Sequence[int]], log: UndoLog
 ) -> None:
     """One parameter of the group (the block's projection at `position`), and its bias if that is cut as well."""
-    path = members[0].projections[position].path
-    parent, _, name = path.rpartition(".")
+    projections = [member.projections[position] for member in members]
+    parent, _, name = projections[0].path.rpartition(".")
     module = layer.get_submodule(parent)
-    weights, biases = [], []
-    old = module.get_parameter(name)
-    old_bias = module._parameters.get(f"{name}_bias")
-    for member in members:
-        projection = member.projections[position]
-        index = _kept(layer, member, projection, units[member.key])
-        weight = weight_of(layer, projection).detach().index_select(projection.axis, index)
+    kept = [
+        _kept(layer, member, projection, units[member.key])
+        for member, projection in zip(members, projections, strict=True)
+    ]
+    change_parameter(module, name, partial(_kept_weights, projections, kept), log)
+    # The bias that goes with the rows; a model may have none.
+    if projections[0].axis == 0 and module._parameters.get(f"{name}_bias") is not None:
+        experts = [(projection.expert, index) for projection, index in zip(projections, kept, strict=True)]
+        change_parameter(module, f"{name}_bias", partial(_kept_biases, experts), log)
+
+
+def _kept(layer: nn.Module, block: Block, projection: Projection, units: Sequence[int]) -> Indices:
+    size = weight_of(layer, projection).shape[projection.axis]
+    return kept_indices(projection.owners(block.units, size), units)
+
+
+def _kept_weights(projections: Sequence[Projection], kept: Sequence[Indices], old: torch.Tensor) -> torch.Tensor:
+    """A parameter of all experts, each with its own rows or columns."""
+    weights = []
+    for projection, index in zip(projections, kept, strict=True):
+        places = torch.from_numpy(index).to(old.device)
+        weight = oriented(old, projection).index_select(projection.axis, places)
         weights.append(weight.T if projection.transposed else weight)
-        if projection.axis == 0 and old_bias is not None and isinstance(projection.expert, int):
-            biases.append(old_bias.detach()[projection.expert].index_select(0, index))
-    _replace(module, name, torch.stack(weights), log, old.requires_grad)
-    if biases and old_bias is not None:
-        _replace(module, f"{name}_bias", torch.stack(biases), log, old_bias.requires_grad)
+    return torch.stack(weights)
 
 
-def _kept(layer: nn.Module, block: Block, projection: Projection, units: Sequence[int]) -> torch.Tensor:
-    weight = weight_of(layer, projection)
-    owners = projection.owners(block.units, weight.shape[projection.axis])
-    return torch.from_numpy(kept_indices(owners, units)).to(weight.device)
-
-
-def _replace(module: nn.Module, name: str, value: torch.Tensor, log: UndoLog, trained: bool | None = None) -> None:
-    trained = module.get_parameter(name).requires_grad if trained is None else trained
-    log.set(module, name, nn.Parameter(value.contiguous(), requires_grad=trained))
+def _kept_biases(kept: Sequence[tuple[Any, Indices]], old: torch.Tensor) -> torch.Tensor:
+    return torch.stack([old[expert][torch.from_numpy(index).to(old.device)] for expert, index in kept])

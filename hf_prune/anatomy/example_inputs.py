@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..offloading import device_of
 from .example_media import MEDIA, Batch, media_variants, noise, number
 from .undisturbed import undisturbed
 
@@ -122,7 +123,7 @@ def _completed(model: PreTrainedModel, accepted: Mapping[str, Any], batch: Batch
 
 
 def _on_device(model: PreTrainedModel, value: Any) -> Any:
-    return value.to(model.device) if isinstance(value, torch.Tensor) else value
+    return value.to(device_of(model)) if isinstance(value, torch.Tensor) else value
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

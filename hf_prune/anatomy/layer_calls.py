@@ -52,11 +52,15 @@ class LayerCall:
         del others[keyword]
         return cls(layer, tuple(rest), others, keyword), hidden
 
+    def output(self, layer: Forward, hidden: torch.Tensor) -> Any:
+        """Calls `layer` the same way on other hidden states."""
+        if self.keyword is None:
+            return layer(hidden, *self.args, **self.kwargs)
+        return layer(*self.args, **{self.keyword: hidden}, **self.kwargs)
+
     def run(self, layer: Forward, hidden: torch.Tensor) -> torch.Tensor:
         """Calls `layer` the same way on other hidden states and returns the new ones."""
-        if self.keyword is None:
-            return hidden_of(layer(hidden, *self.args, **self.kwargs))
-        return hidden_of(layer(*self.args, **{self.keyword: hidden}, **self.kwargs))
+        return hidden_of(self.output(layer, hidden))
 
 
 def hidden_of(output: Any) -> torch.Tensor:
@@ -117,7 +121,7 @@ def record_calls(
             entries[-1][1].append(call)
             if count == segment.calls:
                 raise StopForward
-            return own(*args, **kwargs) if segment.values is None else _as_returned(hidden, segment.values)
+            return own(*args, **kwargs) if segment.values is None else as_returned(hidden, segment.values)
 
         return forward
 
@@ -144,7 +148,7 @@ def positions_read(model: PreTrainedModel, segment: Segment, inputs: Mapping[str
             if segment.values is None:
                 output = own(*args, **kwargs)
             else:
-                output = _as_returned(LayerCall.of(name, args, kwargs)[1], segment.values)
+                output = as_returned(LayerCall.of(name, args, kwargs)[1], segment.values)
             if name != segment.layers[-1]:
                 return output
             left.append(hidden_of(output).detach().requires_grad_())
@@ -225,7 +229,8 @@ def _random_mixture(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _as_returned(hidden: torch.Tensor, values: int) -> Any:
+def as_returned(hidden: torch.Tensor, values: int) -> Any:
+    """Hidden states as a layer of a segment with that many `values` returns them."""
     return (hidden, *[None] * (values - 1)) if values else hidden
 
 

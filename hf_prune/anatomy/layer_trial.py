@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..offloading import copy_in_memory
 from .blocks import Block
 from .cut_together import cut_layer
 from .layer_calls import Forward, floating_tensors, replaced_forwards, run_plainly
-from .projections import Projection, weight_of
+from .parameters import change_parameter
+from .projections import Projection, oriented
 from .undo import UndoLog
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -36,7 +39,7 @@ class LayerTrial:
     VISIBLE = 1e-3  # what a mask has to change, relative to the layer's largest output
 
     def __init__(self, layer: nn.Module, members: Sequence[Block], call: Call) -> None:
-        self._layer = copy.deepcopy(layer).float()
+        self._layer = copy_in_memory(layer).float()
         self._members = members
         self.key = members[0].group or members[0].key
         generator = torch.Generator().manual_seed(0)
@@ -106,23 +109,22 @@ def recorded_calls(
 
 def mask_layer(layer: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], log: UndoLog) -> None:
     """Zeroes the columns of the blocks' output projections that belong to other units than those kept, by key."""
-    copied: set[str] = set()
-    for block in blocks:
-        if block.output.path not in copied:  # experts share one parameter
-            _copy_weight(layer, block.output, log)
-            copied.add(block.output.path)
-        columns = torch.from_numpy(np.flatnonzero(np.isin(block.columns, kept[block.key], invert=True)))
-        with torch.no_grad():
-            weight = weight_of(layer, block.output)  # a view of the new parameter
-            weight[:, columns.to(weight.device)] = 0
+    silenced: dict[str, list[tuple[Projection, torch.Tensor]]] = {}
+    for block in blocks:  # experts share one parameter
+        columns = np.flatnonzero(np.isin(block.columns, kept[block.key], invert=True))
+        silenced.setdefault(block.output.path, []).append((block.output, torch.from_numpy(columns)))
+    for path, columns_of in silenced.items():
+        parameter = path if columns_of[0][0].expert is not None else f"{path}.weight"
+        parent, _, name = parameter.rpartition(".")
+        change_parameter(layer.get_submodule(parent), name, partial(_without_columns, columns_of), log)
 
 
-def _copy_weight(layer: nn.Module, projection: Projection, log: UndoLog) -> None:
-    """Puts a copy in the place of the parameter that a projection's weight is, or is a part of."""
-    path = projection.path if projection.expert is not None else f"{projection.path}.weight"
-    parent, _, name = path.rpartition(".")
-    parameter = layer.get_parameter(path).detach().clone()
-    log.set(layer.get_submodule(parent), name, nn.Parameter(parameter, requires_grad=False))
+def _without_columns(columns_of: Sequence[tuple[Projection, torch.Tensor]], old: torch.Tensor) -> torch.Tensor:
+    """A copy of a parameter in which some columns of the projections that it holds are zero."""
+    changed = old.clone()
+    for projection, columns in columns_of:
+        oriented(changed, projection)[:, columns.to(old.device)] = 0
+    return changed
 
 
 def outputs_of(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[torch.Tensor]:

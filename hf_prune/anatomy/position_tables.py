@@ -7,7 +7,6 @@ the layer before.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from itertools import groupby
 from types import MethodType
@@ -15,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from ..offloading import copy_module, forward_name
 from .blocks import Block
 from .layouts import AttentionLayout
 from .undo import UndoLog
@@ -42,14 +42,14 @@ def give_own_tables(model: nn.Module, blocks: Sequence[Block], cut: Collection[s
             if has_own_bias(core):
                 continue
             if block.layout.cached and not getattr(core, FLAG):  # type: ignore[union-attr]
-                log.set(core, TABLE, copy.deepcopy(getattr(owner, TABLE)))
+                log.set(core, TABLE, copy_module(getattr(owner, TABLE)))
                 log.set(core, FLAG, True)
-            log.set(core, "forward", MethodType(_forward_with_own_bias, core))
+            log.set(core, forward_name(core), MethodType(_forward_with_own_bias, core))
 
 
 def has_own_bias(core: nn.Module) -> bool:
     """Whether an attention module takes no position bias from the layer before."""
-    return getattr(core.__dict__.get("forward"), "__func__", None) is _forward_with_own_bias
+    return getattr(core.__dict__.get(forward_name(core)), "__func__", None) is _forward_with_own_bias
 
 
 def _forward_with_own_bias(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..offloading import is_offloaded
 from .blocks import Block, ModelAnatomy
 from .cut_together import cut_model
 from .example_inputs import example_batch
@@ -54,7 +55,7 @@ def prove(model: PreTrainedModel, anatomy: ModelAnatomy, model_types: Sequence[s
     Raises:
         UnsupportedModelError: the outputs differ, the cut model does not run, or no example reaches a block.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(parameter.is_meta for parameter in model.parameters()) and not is_offloaded(model):
         return anatomy
     try:
         batch = example_batch(model)

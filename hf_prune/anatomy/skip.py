@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..offloading import forward_name
 from .blocks import Block
 from .cut_forward import bypass, forward_without_columns
 from .layouts import AttentionLayout
@@ -30,7 +31,7 @@ def skip_sublayer(layer: nn.Module, block: Block, log: UndoLog) -> None:
     else:
         for projection in block.inputs:
             module = linear_at(layer, projection)
-            log.set(module, "forward", MethodType(_forward_without_rows, module))
+            log.set(module, forward_name(module), MethodType(_forward_without_rows, module))
     forward_without_columns(linear_at(layer, block.output), log)
 
 

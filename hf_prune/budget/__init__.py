@@ -11,7 +11,7 @@ from .lengths import Lengths, data_lengths, lengths_of
 from .levels import allocate_by_score
 from .search import SearchResult, search_flops, search_units
 from .select import select_units
-from .targets import Selection
+from .targets import PlanSoFar, Selection
 from .weight_selection import (
     kept_count,
     kth_largest,
@@ -26,6 +26,7 @@ __all__ = [
     "LatencyConditions",
     "LatencyFit",
     "Lengths",
+    "PlanSoFar",
     "SearchResult",
     "Selection",
     "allocate_by_score",

@@ -81,7 +81,7 @@ class _LatencyFrame:
     Attributes:
         keyword, value: the budget as the user gave it.
         dense, empty: measured seconds of the dense model, and of the model without any unit.
-        fixed: table seconds of the blocks that are not to be pruned.
+        fixed: table seconds of the blocks that are not to be chosen.
         scale: table seconds per measured second: both must agree on what the blocks cost together.
     """
 
@@ -104,7 +104,7 @@ class _LatencyFrame:
         """Measures the extremes; InfeasibleBudgetError if not even an empty model is fast enough."""
         dense, empty = cut.seconds_of_extremes()
         everything = sum(float(tables[block.key][-1]) for block in anatomy.blocks)
-        fixed = sum(float(tables[block.key][-1]) for block in targets.fixed)
+        fixed = sum(float(tables[block.key][targets.fixed_units(block)]) for block in targets.fixed)
         frame = cls(*config.budget, dense, empty, fixed, everything / max(dense - empty, 1e-12))
         if frame.budget <= 0:
             raise frame.infeasible(0.0)

@@ -28,19 +28,43 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class PlanSoFar:
+    """A choice that keeps to the budget, of which a part is to stay.
+
+    Attributes:
+        masks: one bool mask per block, by key.
+        decided: keys of the blocks whose masks stay.
+    """
+
+    masks: Mapping[str, torch.Tensor]
+    decided: Collection[str]
+
+
+@dataclass(frozen=True)
 class Targets:
-    """The blocks that may be pruned, split by kind, with their scores."""
+    """The blocks that may be pruned, split by kind, with their scores, and the masks of all others."""
 
     heads: tuple[Block, ...]
     filters: tuple[Block, ...]
     head_scores: list[torch.Tensor]
     filter_scores: list[torch.Tensor]
     fixed: tuple[Block, ...]
+    fixed_masks: Mapping[str, torch.Tensor]
 
     @classmethod
-    def of(cls, anatomy: ModelAnatomy, scores: Mapping[str, torch.Tensor], config: StructuredPruningConfig) -> Targets:
+    def of(
+        cls,
+        anatomy: ModelAnatomy,
+        scores: Mapping[str, torch.Tensor],
+        config: StructuredPruningConfig,
+        so_far: PlanSoFar | None = None,
+    ) -> Targets:
         wanted = wanted_keys(anatomy, config)
         _check_experts(anatomy, wanted, config.budget[0])
+        masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks}
+        if so_far is not None:
+            wanted -= set(so_far.decided)
+            masks |= so_far.masks
         heads = tuple(block for block in anatomy.attentions if block.key in wanted)
         filters = tuple(block for block in anatomy.feed_forwards if block.key in wanted)
         return cls(
@@ -49,6 +73,7 @@ class Targets:
             [scores[block.key].cpu() for block in heads],
             [scores[block.key].cpu() for block in filters],
             tuple(block for block in anatomy.blocks if block.key not in wanted),
+            {key: mask for key, mask in masks.items() if key not in wanted},
         )
 
     def options(self, config: StructuredPruningConfig) -> SearchOptions:
@@ -67,9 +92,13 @@ class Targets:
         filters = _units_multiple(round_to, [block for block in self.filters if block.unit != "experts"])
         return [1 if block.unit == "experts" else filters for block in self.filters]
 
+    def fixed_units(self, block: Block) -> int:
+        """How many units one of the fixed blocks keeps."""
+        return int(self.fixed_masks[block.key].sum())
+
     def selection(self, result: SearchResult) -> Selection:
-        """What a search has chosen; blocks that are not pruned keep everything."""
-        masks = {block.key: torch.ones(block.units, dtype=torch.bool) for block in self.fixed}
+        """What a search has chosen, with the masks of the fixed blocks."""
+        masks = dict(self.fixed_masks)
         masks |= {block.key: mask for block, mask in zip(self.heads, result.head_masks, strict=True)}
         masks |= {block.key: mask for block, mask in zip(self.filters, result.filter_masks, strict=True)}
         return Selection(masks, _gap_note(result))
@@ -135,15 +164,21 @@ def wanted_keys(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
     A sublayer whose units cannot be told apart is a candidate only where it is named: one score for all of it says
     little (where a norm follows it, its gate has a gradient of zero), and it would be gone altogether.
     """
-    wanted = config.targets(block_names(anatomy))
     if config.target_modules is not None:
+        wanted = config.targets(block_names(anatomy))
         return {block.key for block in anatomy.blocks if block.key in wanted}
-    excluded = _groups(anatomy) - wanted
-    return {
-        block.key
-        for block in anatomy.blocks
-        if block.key in wanted and block.group not in excluded and block.unit != "sublayer"
-    }
+    left = keys_left(anatomy, config)
+    return {block.key for block in anatomy.blocks if block.key in left and block.unit != "sublayer"}
+
+
+def keys_left(anatomy: ModelAnatomy, config: PruningConfig) -> set[str]:
+    """Keys of the blocks that `target_modules` and `exclude_modules` leave, and the groups that they are in as well.
+
+    Raises:
+        PruningError: a pattern in them that matches nothing.
+    """
+    wanted = config.targets(block_names(anatomy))
+    return {block.key for block in anatomy.blocks if block.key in wanted and block.group in (None, *wanted)}
 
 
 def block_names(anatomy: ModelAnatomy) -> list[str]:

@@ -5,7 +5,7 @@ All selections are exact in number: what `round` makes of a fraction in integers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ def kept_count(total: int, sparsity: float) -> int:
     return total - round(total * sparsity)
 
 
-def masks_by_matrix(scores: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
+def masks_by_matrix(scores: Iterable[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
     """In every matrix the same fraction is removed: the lowest scores of each.
 
     Args:

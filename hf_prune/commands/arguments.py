@@ -34,7 +34,11 @@ class DataArguments:
     )
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text, for pairs."})
     label_column: str | None = field(
-        default=None, metadata={"help": "Column of the label, or of the words' tags. Default: label."}
+        default=None,
+        metadata={
+            "help": "Column of the label, or of the words' tags; rows to calibrate on need none where the strategy"
+            " needs none (--labels model). Default: label."
+        },
     )
     max_seq_length: int | None = field(
         default=None, metadata={"help": "Tokens per example. Default: 128, and 384 for question answering."}
@@ -62,12 +66,17 @@ class DataArguments:
         """Whether there are any rows."""
         return bool(self.dataset_name or self.train_file or self.validation_file)
 
-    def check_rows(self) -> None:
-        """Raises a PruningError where there are no rows to calibrate on."""
+    @property
+    def measured(self) -> bool:
+        """Whether rows to measure on were asked for; a data set may have some that were not."""
+        return bool(self.validation_file or self.validation_split)
+
+    def check_rows(self, labelled: bool) -> None:
+        """Raises a PruningError where there are no rows to calibrate on, which are to be labelled."""
         if not self.dataset_name and not self.train_file:
             raise PruningError(
-                "Labelled rows are needed to calibrate on: give --dataset_name, or --train_file (.tsv, .csv, .json,"
-                " .jsonl, .parquet, .txt)."
+                f"{'Labelled rows' if labelled else 'Rows'} are needed to calibrate on: give --dataset_name, or"
+                " --train_file (.tsv, .csv, .json, .jsonl, .parquet, .txt)."
             )
 
 
@@ -91,6 +100,17 @@ class PruningArguments:
     )
     device: str | None = field(
         default=None, metadata={"help": "As PyTorch calls it. Default: the GPU if there is one."}
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "For a model that is too large: auto (weights that do not fit on the GPU, or in memory, wait in"
+            " memory or on disk), or disk (one layer is in memory at a time)."
+        },
+    )
+    offload_folder: Path | None = field(
+        default=None,
+        metadata={"help": "Folder for what --device_map keeps on disk meanwhile. Default: that of temporary files."},
     )
     seed: int = field(default=0, metadata={"help": "Of the choice of rows, and of the strategy if it draws anything."})
 
@@ -123,6 +143,10 @@ class SweepArguments(PruningArguments):
     )
     save_all: bool = field(default=False, metadata={"help": "Save the model of every budget."})
     measure_latency: bool = field(default=False, metadata={"help": "Time every model beside the dense one."})
+    metric: str | None = field(
+        default=None,
+        metadata={"help": "The metric that sizes are compared by. Default: the first beside the loss, or the loss."},
+    )
 
     def __post_init__(self) -> None:
         if self.save is not None and self.save_all:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from datasets import Dataset
@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from ..config import PruningConfig, check_at_once
 from ..errors import PruningError
+from ..metric_floor import check_evaluates
+from ..pruning_run import Evaluation
 from .arguments import DataArguments, PruningArguments
 from .console import note
 from .models import load_config, load_model, load_tokenizer, model_class_of
@@ -34,7 +36,7 @@ class Request(Generic[ArgumentsT]):
         """Raises a PruningError where the strategy cannot do with what there is."""
         check_at_once(self.pruning)
         if self.pruning.needs_data:
-            self.data.check_rows()
+            self.data.check_rows(labelled=self.pruning.needs_labels)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def load_inputs(request: Request[Any]) -> tuple[PreTrainedModel, Rows]:
     """
     config = load_config(request.model)
     rows = _with_rows(request, config) if request.data.given else _without_rows(request, config)
-    model, missing = load_model(request.model, rows.model_class, request.arguments.dtype, request.arguments.device)
+    arguments = request.arguments
+    places = {name: getattr(arguments, name) for name in ("device", "device_map", "offload_folder")}
+    model, missing = load_model(request.model, rows.model_class, arguments.dtype, **places)
     _remark(request, config, missing)
     return model, rows
 
@@ -121,19 +125,18 @@ def _length(asked: int | None, task: Task, config: Any, tokenizer: Any) -> int:
 def _prepared(request: Request[Any], task: Task, how: Preparation) -> tuple[Dataset | None, Dataset | None]:
     data, pruning = request.data, request.pruning
     train, validation = load_rows(data, calibrate=pruning.needs_data or not pruning.prunes_weights)
+    if validation is not None and not data.measured and not task.has_labels(validation, data):
+        validation = None  # they came with the data set
+    check_evaluates(pruning, Evaluation(validation), retrained=False)
     calibration = evaluation = None
     if train is not None:
         drawn = sample(train, data.num_samples, how.seed)
         note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
-        calibration = task.prepare(drawn, how)
+        calibration = task.prepare(drawn, replace(how, labelled=pruning.needs_labels))
     elif data.train_file:
         note(f"The {pruning.strategy} strategy learns nothing from rows: {data.train_file} is not read.")
-    if validation is None and getattr(pruning, "max_metric_drop", None) is not None:
-        raise PruningError(
-            "--max_metric_drop chooses a size by a metric: give rows to measure it on, --validation_file."
-        )
     if validation is None:
-        note("No validation rows: the report will have no metrics (--validation_file gives some).")
+        note("No validation rows with labels: the report will have no metrics (--validation_file gives some).")
     else:
         evaluation = task.prepare(sample(validation, data.max_eval_samples, how.seed), how)
     return calibration, evaluation

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-IGNORED = -100
+from ..rows import IGNORED
 
 
 def classification_accuracy(prediction: Any) -> dict[str, float]:

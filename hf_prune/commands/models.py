@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 from ..errors import PruningError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+# What each means to transformers.
+DEVICE_MAPS: dict[str, Any] = {"auto": "auto", "disk": {"": "disk"}}
 # Their tokenizers join words that come already split, unless told to put a space before each.
 _SPACE_BEFORE_WORDS = {"bloom", "deberta", "gpt2", "longformer", "roberta"}
 
@@ -47,7 +49,14 @@ def load_tokenizer(name: str, config: PreTrainedConfig, split_words: bool = Fals
     return tokenizer
 
 
-def load_model(name: str, auto_class: Any, dtype: str = "float32", device: str | None = None) -> tuple[Any, list[str]]:
+def load_model(
+    name: str,
+    auto_class: Any,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | None = None,
+    offload_folder: Path | None = None,
+) -> tuple[Any, list[str]]:
     """A model in evaluation mode, and the names of the weights that its checkpoint lacks.
 
     Args:
@@ -55,13 +64,20 @@ def load_model(name: str, auto_class: Any, dtype: str = "float32", device: str |
         auto_class: an Auto class, or a concrete model class.
         dtype: one of `DTYPES`, or "auto" for the checkpoint's own.
         device: as for `torch.device`; by default the GPU if there is one.
+        device_map: one of `DEVICE_MAPS`, instead of a device.
+        offload_folder: with a device map, where weights go that cannot be read from the checkpoint when they are used,
+            and what else does not fit into memory.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise PruningError(f"dtype={dtype!r} is unknown; use auto, {', '.join(DTYPES)}.")
-    place = _device(device)
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    model, info = _load(auto_class, name, dtype=wanted, output_loading_info=True)
-    return model.to(place).eval(), sorted(info["missing_keys"])
+    if offload_folder is not None and device_map is None:
+        raise PruningError(f"offload_folder={offload_folder} belongs to a device_map, which is not given.")
+    placing = {"device_map": _device_map(device_map, device), "offload_folder": offload_folder} if device_map else {}
+    place = None if placing else _device(device)
+    model, info = _load(auto_class, name, dtype=wanted, output_loading_info=True, **placing)
+    model = model if place is None else model.to(place)
+    return model.eval(), sorted(info["missing_keys"])
 
 
 def model_class_of(config: PreTrainedConfig) -> Any:
@@ -91,6 +107,14 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise PruningError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _device_map(name: str, device: str | None) -> Any:
+    if name not in DEVICE_MAPS:
+        raise PruningError(f"device_map={name!r} is unknown; use {' or '.join(DEVICE_MAPS)}.")
+    if device is not None:
+        raise PruningError(f"device={device!r} and device_map={name!r} exclude each other; give one of them.")
+    return DEVICE_MAPS[name]
 
 
 def _load(auto_class: Any, name: str, **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Turns a data set's rows into a model's inputs with labels, for each task that `hf-prune run` knows."""
+"""Turns a data set's rows into a model's inputs and labels, for each task that `hf-prune run` knows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Preparation:
         max_length: tokens per example, longer ones are cut.
         data: what the user said about the columns.
         seed: of whatever is drawn.
+        labelled: whether labels are read; language models' are the texts themselves, and there in any case.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -38,6 +39,7 @@ class Preparation:
     max_length: int
     data: DataArguments
     seed: int = 0
+    labelled: bool = True
 
     def encode(self, *texts: list[Any], **settings: Any) -> Iterator[Any]:
         """The tokenizer's output for parallel lists of texts (or words), some rows at a time, with a progress bar."""
@@ -54,32 +56,21 @@ def text_classification(rows: Dataset, how: Preparation) -> Dataset:
             " hf_prune.prune_model in Python."
         )
     first, second = text_columns(rows, how.data)
-    label = choose(rows, how.data.label_column, "label_column", LABEL_COLUMNS)
-    labels: list[Any]
-    if how.config.num_labels == 1:
-        labels = regression_targets(rows, label)
-    else:
-        labels = LabelMap(rows, label, how.config).ids(rows[label])
+    labels = {"labels": _text_labels(rows, how)} if how.labelled else {}
     texts = [texts_of(rows, column) for column in (first, second) if column is not None]
-    return Dataset.from_dict({**_joined(how.encode(*texts)), "labels": labels})
+    return Dataset.from_dict({**_joined(how.encode(*texts)), **labels})
 
 
 def token_classification(rows: Dataset, how: Preparation) -> Dataset:
     """Words with a tag each (lists, or strings with spaces between); the first token of a word carries its tag."""
     word_column = choose(rows, how.data.text_column, "text_column", WORD_COLUMNS)
-    tag_column = choose(rows, how.data.label_column, "label_column", TAG_COLUMNS)
-    words, tags = ([listed(value) for value in rows[column]] for column in (word_column, tag_column))
-    for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
-        if len(row_words) != len(row_tags) or not row_words:
-            raise PruningError(
-                f"Row {number} has {len(row_words)} words in {word_column!r} and {len(row_tags)} tags in"
-                f" {tag_column!r}; every word needs a tag."
-            )
-    ids = iter(LabelMap(rows, tag_column, how.config).ids([tag for row in tags for tag in row]))
-    tag_ids = [[next(ids) for _ in row] for row in tags]
+    words = [listed(value) for value in rows[word_column]]
+    tags = _tag_ids(rows, word_column, words, how) if how.labelled else None
     outputs = list(how.encode(words, is_split_into_words=True))
+    if tags is None:
+        return Dataset.from_dict(_joined(outputs))
     word_ids = [output.word_ids(index) for output in outputs for index in range(len(output["input_ids"]))]
-    labels = [_first_token_labels(ids, row_tags) for ids, row_tags in zip(word_ids, tag_ids, strict=True)]
+    labels = [_first_token_labels(ids, row_tags) for ids, row_tags in zip(word_ids, tags, strict=True)]
     return Dataset.from_dict({**_joined(outputs), "labels": labels})
 
 
@@ -89,20 +80,17 @@ def question_answering(rows: Dataset, how: Preparation) -> Dataset:
     A context that is too long is cut at its end. Where the answer is cut off, or there is none, its place is the
     first token, as for unanswerable questions.
     """
-    missing = [column for column in ("question", "context", "answers") if column not in rows.column_names]
+    needed = ("question", "context", "answers") if how.labelled else ("question", "context")
+    missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise PruningError(
-            f"Question answering needs the columns question, context and answers, as SQuAD has them;"
-            f" {', '.join(missing)} is not among {', '.join(rows.column_names)}."
+            f"Question answering needs the columns {', '.join(needed)}, as SQuAD has them; {', '.join(missing)} is not"
+            f" among {', '.join(rows.column_names)}."
         )
-    outputs = list(
-        how.encode(
-            texts_of(rows, "question"),
-            texts_of(rows, "context"),
-            truncation="only_second",
-            return_offsets_mapping=True,
-        )
-    )
+    texts = texts_of(rows, "question"), texts_of(rows, "context")
+    outputs = list(how.encode(*texts, truncation="only_second", return_offsets_mapping=how.labelled))
+    if not how.labelled:
+        return Dataset.from_dict(_joined(outputs))
     answers = list(rows["answers"])
     spans: list[tuple[int, int]] = []
     for output in outputs:
@@ -136,6 +124,27 @@ def causal_language_model(rows: Dataset, how: Preparation) -> Dataset:
     encoded = _joined(how.encode(texts_of(rows, text_columns(rows, how.data)[0])))
     dataset = Dataset.from_dict({**encoded, "labels": [list(ids) for ids in encoded["input_ids"]]})
     return dataset.select([row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > 1])
+
+
+def _text_labels(rows: Dataset, how: Preparation) -> list[Any]:
+    column = choose(rows, how.data.label_column, "label_column", LABEL_COLUMNS)
+    if how.config.num_labels == 1:
+        return regression_targets(rows, column)
+    return LabelMap(rows, column, how.config).ids(rows[column])
+
+
+def _tag_ids(rows: Dataset, word_column: str, words: list[list[Any]], how: Preparation) -> list[list[int]]:
+    """A class id for every word of every row."""
+    column = choose(rows, how.data.label_column, "label_column", TAG_COLUMNS)
+    tags = [listed(value) for value in rows[column]]
+    for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), 1):
+        if len(row_words) != len(row_tags) or not row_words:
+            raise PruningError(
+                f"Row {number} has {len(row_words)} words in {word_column!r} and {len(row_tags)} tags in"
+                f" {column!r}; every word needs a tag."
+            )
+    ids = iter(LabelMap(rows, column, how.config).ids([tag for row in tags for tag in row]))
+    return [[next(ids) for _ in row] for row in tags]
 
 
 def _joined(outputs: Any) -> dict[str, list[Any]]:

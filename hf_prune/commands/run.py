@@ -1,4 +1,4 @@
-"""`hf-prune run`: a fine-tuned model and labelled rows in, a smaller checkpoint out."""
+"""`hf-prune run`: a fine-tuned model and rows in, a smaller checkpoint out."""
 
 from __future__ import annotations
 

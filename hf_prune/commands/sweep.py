@@ -1,4 +1,4 @@
-"""`hf-prune sweep`: a fine-tuned model and labelled rows in, the trade-off between size and quality out."""
+"""`hf-prune sweep`: a fine-tuned model and rows in, the trade-off between size and quality out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SweepOutcome:
 
     Attributes:
         sweep: all points.
-        metric: what they are compared by: the first that the evaluation has beside the loss; None without evaluation.
+        metric: what they are compared by; None without evaluation.
         folders: of the models that were saved, by budget.
     """
 
@@ -65,9 +65,14 @@ def run_sweep(request: Request[SweepArguments]) -> SweepOutcome:
     check_output_folder(arguments.output_dir, arguments.overwrite_output_dir, request.model)
     model, rows = load_inputs(request)
     found = sweep(
-        model, request.pruning, budgets=arguments.values, latency=arguments.measure_latency, **rows.for_pruning()
+        model,
+        request.pruning,
+        budgets=arguments.values,
+        latency=arguments.measure_latency,
+        metric=arguments.metric,
+        **rows.for_pruning(),
     )
-    metric = min(found.run.dense_metrics, key=lambda name: name.endswith("loss"), default=None)
+    metric = found.metric or min(found.run.dense_metrics, key=lambda name: name.endswith("loss"), default=None)
     found.curve.save(arguments.output_dir)
     if metric is not None and find_spec("matplotlib") is not None:
         found.plot(metric, arguments.output_dir / PICTURE)

@@ -18,6 +18,8 @@ from transformers.models.auto import modeling_auto
 
 from ..errors import PruningError
 from . import metrics, preparation
+from .arguments import DataArguments
+from .columns import LABEL_COLUMNS, TAG_COLUMNS
 
 Collator = Callable[[list[Any]], Any]
 
@@ -30,8 +32,9 @@ class Task:
         name: as pipelines call it.
         auto_class: the Auto class whose models have its head.
         table: transformers' name for the table behind it, of model type → class name.
-        prepare: rows → inputs and labels.
+        prepare: rows → inputs, and labels where they are asked for.
         compute_metrics: for transformers' evaluation loop; None where the loss is all.
+        labels: usual names of the column that the labels are in; none where they are the texts themselves.
         max_length: tokens per example unless the user says otherwise.
         per_token: whether labels are padded like tokens.
     """
@@ -41,6 +44,7 @@ class Task:
     table: str
     prepare: Callable[[Dataset, preparation.Preparation], Dataset]
     compute_metrics: Callable[[Any], dict[str, float]] | None
+    labels: tuple[str, ...] = ()
     max_length: int = 128
     per_token: bool = False
 
@@ -60,6 +64,10 @@ class Task:
             return metrics.regression_correlation
         return self.compute_metrics
 
+    def has_labels(self, rows: Dataset, data: DataArguments) -> bool:
+        """Whether there are labels in the rows, as far as the names of their columns tell."""
+        return not self.labels or data.label_column is not None or bool({*self.labels} & {*rows.column_names})
+
     def architectures(self, model_type: str) -> tuple[str, ...]:
         """Names of the model classes of a family that have this task's head."""
         names = getattr(modeling_auto, f"MODEL_FOR_{self.table}_MAPPING_NAMES").get(model_type, ())
@@ -73,6 +81,7 @@ TASKS = (
         "SEQUENCE_CLASSIFICATION",
         preparation.text_classification,
         metrics.classification_accuracy,
+        LABEL_COLUMNS,
     ),
     Task(
         "token-classification",
@@ -80,6 +89,7 @@ TASKS = (
         "TOKEN_CLASSIFICATION",
         preparation.token_classification,
         metrics.token_accuracy,
+        TAG_COLUMNS,
         per_token=True,
     ),
     Task(
@@ -88,6 +98,7 @@ TASKS = (
         "QUESTION_ANSWERING",
         preparation.question_answering,
         metrics.span_accuracy,
+        ("answers",),
         max_length=384,
     ),
     Task("fill-mask", "AutoModelForMaskedLM", "MASKED_LM", preparation.masked_language_model, None, per_token=True),

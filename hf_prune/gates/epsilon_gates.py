@@ -12,6 +12,7 @@ from ..anatomy import ModelAnatomy, describe_model
 from ..errors import PruningError
 from .epsilon import Reduction, check_epsilon, check_reduction
 from .mapping_gates import GATES, GateSettings
+from .matrix_masks import check_shapes
 from .positions import watch_positions
 from .residual_mappings import MappingKind, ResidualMapping, residual_mappings
 
@@ -104,7 +105,7 @@ class EpsilonGates:
         Raises:
             PruningError: their number, a shape or a type does not fit.
         """
-        _check_masks(self.mappings, masks)
+        self._check_masks(masks)
         for gate, mask in zip(self._gates, masks, strict=True):
             gate.kept = gate.kept & mask.cpu()
 
@@ -161,7 +162,7 @@ class EpsilonGates:
         }
         missing = torch.empty(0)
         masks = [tensors.get(f"{mapping.name}.kept", missing) for mapping in self.mappings]
-        _check_masks(self.mappings, masks)
+        self._check_masks(masks)
         for gate in self._gates:
             gate.maxima.check_state(tensors, f"{gate.mapping.name}.maxima")
             gate.opened.check_state(tensors, f"{gate.mapping.name}.opened")
@@ -173,6 +174,9 @@ class EpsilonGates:
             gate.kept = mask.cpu().clone()
             gate.maxima.load_state(tensors, f"{gate.mapping.name}.maxima")
             gate.opened.load_state(tensors, f"{gate.mapping.name}.opened")
+
+    def _check_masks(self, masks: Sequence[torch.Tensor]) -> None:
+        check_shapes(masks, [(mapping.name, (mapping.gates,)) for mapping in self.mappings], "mappings")
 
     def remove(self) -> None:
         """Takes the gates off again; what was measured and counted can still be read."""
@@ -249,14 +253,3 @@ def remove_epsilon_gates(model: PreTrainedModel) -> None:
 def epsilon_gates_of(model: PreTrainedModel) -> EpsilonGates | None:
     """The ε-gates that `add_epsilon_gates` put on a model and that are still there."""
     return model.__dict__.get(_SLOT)
-
-
-def _check_masks(mappings: Sequence[ResidualMapping], masks: Sequence[torch.Tensor]) -> None:
-    if len(masks) != len(mappings):
-        raise PruningError(f"Got {len(masks)} masks for {len(mappings)} mappings.")
-    for mapping, mask in zip(mappings, masks, strict=True):
-        if mask.dtype != torch.bool or mask.shape != (mapping.gates,):
-            raise PruningError(
-                f"{mapping.name}: the mask must be a bool tensor of shape {(mapping.gates,)}, got"
-                f" {str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}."
-            )

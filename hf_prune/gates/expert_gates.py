@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..anatomy import Block, ExpertsLayout
 from ..errors import PruningError
+from ..offloading import forward_name
 
 _SLOT = "expert_gates"
 
@@ -50,7 +51,7 @@ class ExpertGates:
         self._of_expert = {} if self.whole else {gate.block.output.expert: gate for gate in gates}
         for module, forward in ((self._experts, _gated_experts), (self._router, _gated_router)):
             module.__dict__.setdefault(_SLOT, []).append(self)
-            module.__dict__["forward"] = MethodType(forward, module)
+            module.__dict__[forward_name(module)] = MethodType(forward, module)
 
     def remove(self) -> None:
         """Takes the gates off again."""
@@ -60,7 +61,7 @@ class ExpertGates:
                 gated.remove(self)
             if not gated and _SLOT in module.__dict__:
                 del module.__dict__[_SLOT]
-                del module.__dict__["forward"]
+                _give_back_forward(module)
 
     def filters(self, values: torch.Tensor, expert: int, tokens: torch.Tensor, length: int) -> torch.Tensor:
         """Filters `[tokens, filters]` of one expert, gated; `tokens` are their indices among `length`."""
@@ -78,6 +79,15 @@ class ExpertGates:
         """Which experts are closed, bool `[experts]`, or None for gates on filters or per example."""
         value = self._gates[0].value
         return value.detach() == 0 if self.whole and value.dim() == 1 else None
+
+
+def _give_back_forward(module: nn.Module) -> None:
+    """A module computes again what its class says."""
+    name = forward_name(module)
+    if name == "forward":
+        del module.__dict__[name]
+    else:  # what a hook is wrapped around
+        module.__dict__[name] = MethodType(type(module).forward, module)
 
 
 def _gated_experts(

@@ -33,7 +33,10 @@ class MatrixMasks(ABC):
     @property
     def removed_count(self) -> int:
         """How many weights are removed."""
-        return sum(mask.numel() - int(mask.count_nonzero()) for mask in self.masks)
+        masks = self.masks
+        # One number at the end, because reading one makes the host wait for the device.
+        kept = sum(mask.count_nonzero().to(masks[0].device) for mask in masks)
+        return sum(mask.numel() for mask in masks) - int(kept)
 
     @abstractmethod
     def set(self, masks: Sequence[torch.Tensor]) -> None:
@@ -81,11 +84,22 @@ class MatrixMasks(ABC):
 
 def check_masks(matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> None:
     """Raises a PruningError where masks do not fit the matrices in number, shape or type."""
-    if len(masks) != len(matrices):
-        raise PruningError(f"Got {len(masks)} masks for {len(matrices)} matrices.")
-    for matrix, mask in zip(matrices, masks, strict=True):
-        if mask.dtype != torch.bool or mask.shape != matrix.parameter.shape:
+    check_shapes(masks, [(matrix.name, tuple(matrix.parameter.shape)) for matrix in matrices], "matrices")
+
+
+def check_shapes(masks: Sequence[torch.Tensor], named: Sequence[tuple[str, tuple[int, ...]]], things: str) -> None:
+    """Raises a PruningError where masks do not fit what they are for in number, shape or type.
+
+    Args:
+        masks: one bool tensor for each thing.
+        named: the name of each thing, and the shape that its mask has to have.
+        things: what to call them.
+    """
+    if len(masks) != len(named):
+        raise PruningError(f"Got {len(masks)} masks for {len(named)} {things}.")
+    for (name, shape), mask in zip(named, masks, strict=True):
+        if mask.dtype != torch.bool or mask.shape != shape:
             raise PruningError(
-                f"{matrix.name}: the mask must be a bool tensor of shape {tuple(matrix.parameter.shape)}, got"
+                f"{name}: the mask must be a bool tensor of shape {shape}, got"
                 f" {str(mask.dtype).removeprefix('torch.')} of {tuple(mask.shape)}."
             )

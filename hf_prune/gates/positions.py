@@ -8,8 +8,9 @@ encoder's in an encoder and the decoder's in a decoder, whose cross-attention pu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from ..anatomy.holders import models_around
 from ..errors import PruningError
 
 
@@ -76,7 +78,8 @@ def watch_positions(
     found = {stack: Positions() for stack in stacks}
     inside: dict[str, list[str]] = {}
     for stack in found:
-        inside.setdefault(_own_model(model, stack), []).append(stack)
+        innermost, _ = list(models_around(model, stack))[-1]
+        inside.setdefault(innermost, []).append(stack)
     handles = []
     for path, members in inside.items():
         module = model.get_submodule(path)
@@ -130,18 +133,7 @@ def _example_count(arguments: Mapping[str, Any]) -> int | None:
     return next(map(len, tensors), None)
 
 
-def _own_model(model: nn.Module, stack: str) -> str:
-    """The path of the innermost whole model around a list of layers."""
-    return next(path for path in _paths_above(stack) if isinstance(model.get_submodule(path), PreTrainedModel))
-
-
 def _modules_between(path: str, stack: str) -> list[str]:
     """The paths below `path` and above `stack`, the outer ones first."""
-    return [inner for inner in _paths_above(stack) if len(inner) > len(path)][::-1]
-
-
-def _paths_above(path: str) -> Iterator[str]:
-    """The paths of the modules around one, the innermost first and the root last."""
-    while path:
-        path = path.rpartition(".")[0]
-        yield path
+    above = accumulate(stack.split("."), "{}.{}".format)
+    return [inner for inner in above if len(path) < len(inner) < len(stack)]

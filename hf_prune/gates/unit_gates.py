@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..anatomy import Block, describe_model, groups_of, linear_at, weight_of
+from ..anatomy import Block, describe_model, groups_of, linear_at
 from ..errors import PruningError
+from ..offloading import device_of
 from .expert_gates import ExpertGates
 
 GateValue = torch.Tensor | Callable[[], torch.Tensor]
@@ -174,7 +175,7 @@ def _remove(model: PreTrainedModel, slot: str) -> None:
 
 
 def _device(model: nn.Module, block: Block) -> torch.device:
-    return weight_of(model.get_submodule(block.layer), block.output).device
+    return device_of(model.get_submodule(block.layer))
 
 
 def _check_values(blocks: Sequence[Block], values: Sequence[torch.Tensor]) -> None:

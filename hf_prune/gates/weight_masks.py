@@ -73,9 +73,12 @@ class WeightMasks(MatrixMasks):
         """
         check_masks(self.matrices, masks)
         for index, (matrix, mask) in enumerate(zip(self.matrices, masks, strict=True)):
-            raw = self.raw(index)
+            raw = self._removed[index]
+            if raw is None:
+                raw = self._removed[index] = matrix.parameter.clone()
+            else:  # in place: a new matrix at every update would leave holes between a training's activations
+                torch.where(self.masks[index], matrix.parameter, raw, out=raw)
             self._masks[index] = mask.to(matrix.parameter.device)
-            self._removed[index] = raw
             matrix.parameter.copy_(raw).mul_(self.masks[index])
 
     def raw(self, index: int) -> torch.Tensor:

@@ -5,17 +5,21 @@ from .distillation import Distillation, check_distillation, distillation_loss
 from .mask_tuning import Solver, solve_mask_scales
 from .normal_equations import NormalEquations
 from .rearrange import rearrange_mask
-from .reconstruction import ReconstructionProblem, Repair, reconstruct
+from .reconstruction import Choose, ReconstructionProblem, Units, Walk, reconstruct
 from .refit import choose_ridge, refit_projection
+from .repaired_weights import Repair
 from .repairs import MaskTuner, refit_weights
 
 __all__ = [
+    "Choose",
     "Distillation",
     "MaskTuner",
     "NormalEquations",
     "ReconstructionProblem",
     "Repair",
     "Solver",
+    "Units",
+    "Walk",
     "check_distillation",
     "choose_ridge",
     "contributed_energies",

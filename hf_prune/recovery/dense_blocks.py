@@ -15,10 +15,10 @@ from ..anatomy import Block, ModelAnatomy, UndoLog, linear_at, weight_of
 from ..anatomy.segments import find_segments
 from ..calibration import Batch, CalibrationData, without_labels
 from ..errors import PruningError
+from ..offloading import onloaded
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations, TokenBuffer
-from .reconstruction import whole_sequences
-from .streams import Stream, counted_rows, few_examples, open_streams
+from .streams import Stream, counted_rows, few_examples, open_streams, whole_sequences
 from .targets import find_steps
 
 
@@ -73,10 +73,11 @@ def visit_dense_blocks(
             streams = open_streams(model, segment, pending, UndoLog(), cut=False)
             for name in segment.layers:
                 layer, blocks = model.get_submodule(name), [step.block for step in steps[name]]
-                for block, equations in zip(blocks, _input_sums(layer, blocks, streams, data), strict=True):
-                    visit(_dense_block(layer, block, equations))
-                    seen.add(block.key)
-                    progress(block.key)
+                with onloaded(layer):
+                    for block, equations in zip(blocks, _input_sums(layer, blocks, streams, data), strict=True):
+                        visit(_dense_block(layer, block, equations))
+                        seen.add(block.key)
+                        progress(block.key)
     for block in anatomy.blocks:
         if block.key not in seen:
             progress(block.key)
@@ -106,7 +107,7 @@ def _input_sums(
     for block, equations in zip(blocks, sums, strict=True):
         for tensor in equations.tensors():
             data.sum(tensor)
-        if not torch.isfinite(equations.gram).all():
+        if not equations.is_finite():
             raise PruningError(
                 f"{block.key}: hidden states on the calibration data are not finite, so it is not known what its refit"
                 " could save. Look for overflow in half precision, or use importance='fisher'."

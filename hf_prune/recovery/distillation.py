@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import PruningError
+from ..rows import IGNORED
 from ..scores.model_labels import is_causal
 
 # Heads whose outputs have one distribution for each of these names.
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits")
-IGNORED = -100
 
 
 def distillation_loss(

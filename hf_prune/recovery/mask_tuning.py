@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -80,17 +82,34 @@ def solve_mask_scales(
 
 def solve_positive(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Solves `matrix @ x = right` for a positive semi-definite float64 matrix; least-norm where it is singular."""
-    eps = torch.finfo(matrix.dtype).eps
-    factor, info = torch.linalg.cholesky_ex(matrix)
+    return positive_solver(matrix.clone)(right)
+
+
+def positive_solver(make: Callable[[], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `solve_positive` does, for many right-hand sides; memory holds the matrix once.
+
+    Args:
+        make: gives the matrix, which is overwritten; called a second time where the matrix is singular.
+    """
+    matrix = make()
+    accepted = torch.finfo(matrix.dtype).eps * matrix.trace()
+    # In place, which needs columns next to each other; the matrix is its own transpose.
+    factor, info = matrix.mT, torch.zeros((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     # A pivot of the size of the rounding error says that the matrix is singular, though it was not found negative.
-    if int(info) == 0 and bool((factor.diagonal().square() > eps * matrix.trace()).all()):
-        solution = torch.cholesky_solve(right, factor)
-        if torch.isfinite(solution).all():
-            return solution
-    values, vectors = torch.linalg.eigh(matrix)
-    cutoff = values[-1:].clamp(min=0) * len(values) * eps
+    if int(info) == 0 and bool((factor.diagonal().square() > accepted).all()):
+        return partial(_solve_by_factor, factor)
+    del matrix, factor
+    values, vectors = torch.linalg.eigh(make())
+    cutoff = values[-1:].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     inverse = torch.where(values > cutoff, 1 / values, 0.0)
-    return vectors @ (inverse[:, None] * (vectors.T @ right))
+    return lambda right: vectors @ (inverse[:, None] * (vectors.T @ right))
+
+
+def _solve_by_factor(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """With the lower triangular factor of a matrix; `torch.cholesky_solve` would copy it."""
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def acceptable(scales: torch.Tensor) -> bool:

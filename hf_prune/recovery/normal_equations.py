@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 # Enough rows for matrix products at full speed.
 TOKENS_AT_ONCE = 4096
+# Rows of a matrix that are worked on at once, so that what is made on the way takes little memory beside the matrix.
+ROWS_AT_ONCE = 256
 
 
 @dataclass
@@ -37,9 +40,13 @@ class NormalEquations:
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Adds tokens: inputs `[tokens, columns]`, targets `[tokens, hidden]`, float32 or float64."""
-        extended = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
-        self.gram += (extended.T @ extended).double()
-        self.cross += (extended.T @ targets).double()
+        self.add_extended(torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1), targets)
+
+    def add_extended(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Adds tokens whose inputs `[tokens, columns + 1]` have their trailing 1 already."""
+        for some in some_rows(self.gram):
+            self.gram[some] += inputs[:, some].T @ inputs
+            self.cross[some] += inputs[:, some].T @ targets
         self.target_square += targets.square().sum().double()
         self.tokens += len(inputs)
 
@@ -55,6 +62,11 @@ class NormalEquations:
         """Everything that is a sum over tokens."""
         return self.gram, self.cross, self.target_square, self.tokens
 
+    def is_finite(self) -> bool:
+        """Whether all sums are finite numbers."""
+        # A sum is not finite if any of its terms is not; looking at the terms themselves takes a copy of them.
+        return all(bool(torch.isfinite(tensor.sum())) for tensor in self.tensors())
+
     def error(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
         """Σ ‖W h + bias − b‖² over the tokens.
 
@@ -62,9 +74,11 @@ class NormalEquations:
             weight: `[hidden, columns]`.
             bias: `[hidden]`, or None for no bias.
         """
-        solution = extend(weight, bias)
-        quadratic = (solution * (self.gram @ solution)).sum()
-        return float(quadratic - 2 * (solution * self.cross).sum() + self.target_square)
+        total = self.target_square.clone()
+        for some in some_rows(weight):
+            solution = extend(weight[some], None if bias is None else bias[some])
+            total += (solution * (self.gram @ solution - 2 * self.cross[:, some])).sum()
+        return float(total)
 
 
 class TokenBuffer:
@@ -76,22 +90,33 @@ class TokenBuffer:
 
     def __init__(self, equations: NormalEquations) -> None:
         self.equations = equations
-        self._inputs: list[torch.Tensor] = []
-        self._targets: list[torch.Tensor] = []
+        self._waiting = 0
+        self._inputs = self._targets = torch.zeros(0)
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Adds tokens; see `NormalEquations.add`."""
-        self._inputs.append(inputs)
-        self._targets.append(targets)
-        if sum(map(len, self._inputs)) >= TOKENS_AT_ONCE:
-            self.flush()
+        if not len(self._inputs):
+            self._inputs = inputs.new_empty(TOKENS_AT_ONCE, inputs.shape[1] + 1)
+            self._targets = targets.new_empty(TOKENS_AT_ONCE, targets.shape[1])
+        for rows, wanted in zip(inputs.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True):
+            if self._waiting + len(rows) > TOKENS_AT_ONCE:
+                self.flush()
+            place = slice(self._waiting, self._waiting + len(rows))
+            self._inputs[place, :-1], self._inputs[place, -1], self._targets[place] = rows, 1, wanted
+            self._waiting += len(rows)
 
     def flush(self) -> NormalEquations:
         """Hands over what waits, and returns the equations."""
-        if self._inputs:
-            self.equations.add(torch.cat(self._inputs), torch.cat(self._targets))
-            self._inputs, self._targets = [], []
+        if self._waiting:
+            self.equations.add_extended(self._inputs[: self._waiting], self._targets[: self._waiting])
+            self._waiting = 0
         return self.equations
+
+
+def some_rows(matrix: torch.Tensor) -> Iterator[slice]:
+    """The rows of a matrix, some at a time."""
+    for start in range(0, len(matrix), ROWS_AT_ONCE):
+        yield slice(start, start + ROWS_AT_ONCE)
 
 
 def extend(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

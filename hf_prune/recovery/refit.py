@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
-from .mask_tuning import ACCEPTED_SCALE, solve_positive
-from .normal_equations import NormalEquations, extend
+from .mask_tuning import ACCEPTED_SCALE, positive_solver
+from .normal_equations import NormalEquations, extend, some_rows
 
 # Ridge strengths that are tried, relative to the mean square of the kept activations.
 RIDGE_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -32,16 +33,44 @@ def refit_projection(
     Returns:
         The new weight and bias, in the old ones' dtype.
     """
-    old = extend(weight, bias)
-    gram, cross = equations.gram, equations.cross
-    rows = len(gram) if bias is not None else len(gram) - 1
-    rest = (cross - gram @ old)[:rows]
-    penalty = torch.full((len(gram),), ridge * _scale(gram), dtype=gram.dtype, device=gram.device)
-    penalty[-1] = 0.0
-    step = solve_positive(gram[:rows, :rows] + penalty[:rows].diag(), rest)
-    new = old[:rows] + step
-    columns = len(gram) - 1
-    return new[:columns].T.to(weight.dtype), None if bias is None else new[-1].to(bias.dtype)
+    return refit_on((equations,), weight, bias, ridge)
+
+
+def refit_on(
+    parts: Sequence[NormalEquations],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    ridge: float,
+    dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`refit_projection` on several sums together; with a `dtype` the result has that one."""
+    columns = weight.shape[1]
+    rows = columns if bias is None else columns + 1
+    solve = positive_solver(partial(_damped, parts, rows, ridge))
+    new = torch.empty_like(weight, dtype=dtype)
+    offset = None if bias is None else torch.empty_like(bias, dtype=dtype)
+    for some in some_rows(weight):
+        old = extend(weight[some], None if bias is None else bias[some])
+        rest = torch.zeros_like(old)
+        for part in parts:
+            rest += part.cross[:, some]
+            rest -= part.gram @ old
+        solution = old[:rows] + solve(rest[:rows])
+        new[some] = solution[:columns].T.to(new.dtype)
+        if offset is not None:
+            offset[some] = solution[-1].to(offset.dtype)
+    return new, offset
+
+
+def _damped(parts: Sequence[NormalEquations], rows: int, ridge: float) -> torch.Tensor:
+    """The sum of the Gram matrices with the penalty on their diagonal, for the bias without."""
+    gram = parts[0].gram[:rows, :rows].clone()
+    for part in parts[1:]:
+        gram += part.gram[:rows, :rows]
+    penalised = gram.diagonal()[: len(parts[0].gram) - 1]
+    if len(penalised):
+        penalised += ridge * penalised.mean()  # the mean square of the activations
+    return gram
 
 
 def choose_ridge(
@@ -56,7 +85,7 @@ def choose_ridge(
         return DEFAULT_RIDGE
 
     def error(ridge: float) -> float:
-        new, offset = refit_projection(fit, weight.double(), _double(bias), ridge)
+        new, offset = refit_on((fit,), weight, bias, ridge, torch.float64)
         return held_out.error(new, offset) if reasonable(new, weight) else torch.inf
 
     best, lowest = _descend(error)
@@ -86,13 +115,3 @@ def _descend(error: Callable[[float], float]) -> tuple[float, float]:
                 break
             at += step
     return RIDGE_GRID[at], errors[at]
-
-
-def _double(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else bias.double()
-
-
-def _scale(gram: torch.Tensor) -> float:
-    """Mean diagonal of the activations' Gram matrix, the trailing 1 left out."""
-    diagonal = gram.diagonal()[:-1]
-    return float(diagonal.mean()) if len(diagonal) else 0.0

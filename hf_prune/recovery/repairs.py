@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .mask_tuning import Solver, acceptable, solve_mask_scales, unit_equations
-from .reconstruction import ReconstructionProblem, Repair
-from .refit import choose_ridge, reasonable, refit_projection
+from .reconstruction import ReconstructionProblem
+from .refit import choose_ridge, reasonable, refit_on
+from .repaired_weights import Repair
 
 
 class MaskTuner:
@@ -39,6 +40,6 @@ def refit_weights(problem: ReconstructionProblem) -> Repair | None:
     ridge = choose_ridge(problem.fit, problem.held_out, problem.weight, problem.bias)
     if ridge is None:
         return None
-    everything = problem.fit + problem.held_out
-    weight, bias = refit_projection(everything, problem.weight, problem.bias, ridge)
+    everything = (problem.fit, problem.held_out)
+    weight, bias = refit_on(everything, problem.weight, problem.bias, ridge)
     return Repair(weight, bias) if reasonable(weight, problem.weight) else None

@@ -6,16 +6,18 @@ happens on a copy of one layer at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..anatomy import UndoLog
 from ..anatomy.layer_calls import LayerCall, Segment, positions_read, record_calls
 from ..calibration import Batch, decoder_tokens, valid_tokens, without_labels
+from ..offloading import tensor_store
 
 
 @dataclass
@@ -24,20 +26,37 @@ class Stream:
 
     Attributes:
         number: the batch's place among this process's batches.
-        dense: hidden states of the original model, `[rows, length, hidden]`.
-        pruned: hidden states of the model as cut so far.
+        kept: what is large: the hidden states, see `dense` and `pruned`, and the targets of the current layer's blocks,
+            by block key. Of an offloaded model it is in files.
         dense_calls, pruned_calls: how each model calls the layers that are still to come.
         valid: positions that are not padding, bool `[rows, length]`.
         read: those of them whose last hidden state the rest of the model depends on.
     """
 
     number: int
-    dense: torch.Tensor
-    pruned: torch.Tensor
+    kept: MutableMapping[str, torch.Tensor]
     dense_calls: list[LayerCall]
     pruned_calls: list[LayerCall]
     valid: torch.Tensor
     read: torch.Tensor
+
+    @property
+    def dense(self) -> torch.Tensor:
+        """Hidden states of the original model, `[rows, length, hidden]`."""
+        return self.kept["dense"]
+
+    @dense.setter
+    def dense(self, hidden: torch.Tensor) -> None:
+        self.kept["dense"] = hidden
+
+    @property
+    def pruned(self) -> torch.Tensor:
+        """Hidden states of the model as cut so far."""
+        return self.kept["pruned"]
+
+    @pruned.setter
+    def pruned(self, hidden: torch.Tensor) -> None:
+        self.kept["pruned"] = hidden
 
     @property
     def counted(self) -> torch.Tensor:
@@ -61,42 +80,29 @@ def open_streams(
         A stream per batch; where one layer runs several times, one for every run, which starts from what the dense
         model has there.
     """
-    inputs = [without_labels(batch) for batch in batches]
-    dense = [record_calls(model, segment, item) for item in inputs]
-    pruned = dense
-    if cut and not segment.shared:
-        with swapped(cuts):
-            pruned = [record_calls(model, segment, item) for item in inputs]
-    reads = _positions_read(model, segment, batches, inputs, [entries[-1][0] for entries in dense])
     streams = []
+    everything = False  # once all positions matter, they do in every batch
     for number, batch in enumerate(batches):
-        pairs = list(zip(dense[number], pruned[number], strict=True))
-        for (hidden, calls), (cut_hidden, cut_calls) in pairs:
-            valid = valid_positions(model, segment.layers[0], batch, hidden)
-            last = calls is pairs[-1][0][1]
-            read = valid & reads[number] if last else valid
-            streams.append(Stream(number, hidden, cut_hidden, list(calls), list(cut_calls), valid, read))
+        inputs = without_labels(batch)
+        dense = pruned = record_calls(model, segment, inputs)
+        if cut and not segment.shared:
+            with swapped(cuts):
+                pruned = record_calls(model, segment, inputs)
+        for place, ((hidden, calls), (cut_hidden, cut_calls)) in enumerate(zip(dense, pruned, strict=True), 1):
+            valid = read = valid_positions(model, segment.layers[0], batch, hidden)
+            if place == len(dense) and not everything:
+                read = valid & _positions_read(model, segment, inputs, valid)
+                everything = bool((read == valid).all())
+            kept = tensor_store(model)
+            kept.update({"dense": hidden, "pruned": cut_hidden})
+            streams.append(Stream(number, kept, list(calls), list(cut_calls), valid, read))
     return streams
 
 
-def _positions_read(
-    model: PreTrainedModel,
-    segment: Segment,
-    batches: Sequence[Batch],
-    inputs: Sequence[Batch],
-    entered: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
-    """The positions of the segment's output that matter, per batch; once all of them do, they do in every batch."""
-    found: list[torch.Tensor] = []
-    everything = False
-    for batch, item, hidden in zip(batches, inputs, entered, strict=True):
-        read = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
-        if not everything:
-            seen = positions_read(model, segment, item)
-            read = seen if seen.shape == read.shape else read
-            everything = bool(read[valid_positions(model, segment.layers[0], batch, hidden)].all())
-        found.append(read)
-    return found
+def _positions_read(model: PreTrainedModel, segment: Segment, inputs: Batch, valid: torch.Tensor) -> torch.Tensor:
+    """The positions of the segment's output that matter: all where that cannot be told in the shape of `valid`."""
+    seen = positions_read(model, segment, inputs)
+    return seen if seen.shape == valid.shape else torch.ones_like(valid)
 
 
 def few_examples(batch: Batch) -> Batch:
@@ -124,6 +130,20 @@ def swapped(cuts: UndoLog) -> Iterator[None]:
         yield
     finally:
         cuts.swap()
+
+
+@contextmanager
+def whole_sequences(model: nn.Module) -> Iterator[None]:
+    """Feed-forward blocks see the whole sequence at once; chunks would only split what is summed up anyway."""
+    chunked = [module for module in model.modules() if getattr(module, "chunk_size_feed_forward", 0)]
+    sizes = [module.chunk_size_feed_forward for module in chunked]
+    for module in chunked:
+        module.chunk_size_feed_forward = 0  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, size in zip(chunked, sizes, strict=True):
+            module.chunk_size_feed_forward = size
 
 
 def counted_rows(values: torch.Tensor, stream: Stream) -> torch.Tensor:

@@ -181,27 +181,24 @@ def _fits(value: torch.Tensor, like: torch.Tensor) -> bool:
     return value.shape == like.shape or (value.dim() == 2 and value.numel() == like.numel())
 
 
-def dense_targets(layer: nn.Module, steps: Sequence[Step], stream: Stream) -> list[torch.Tensor]:
+def find_targets(layer: nn.Module, steps: Sequence[Step], stream: Stream) -> None:
     """Runs the original layer on the dense stream, which moves on.
 
-    Returns:
-        For each block its target on the positions that count, `[positions, hidden]`: the stream after it, or its own
-        output; in float32 or better.
+    For each block the stream then keeps its target on the positions that count, `[positions, hidden]`: the hidden
+    states after it, or its own output; in float32 or better.
     """
     watch = _Watch(partial(counted_rows, stream=stream))
     summed = any(step.target == "sum" for step in steps)
     total = counted_rows(stream.dense, stream) if summed else torch.zeros(())
     with watch.on(layer, [step.block for step in steps], [step.block for step in steps if step.target == "tap"]):
         stream.dense = stream.dense_calls[0].run(layer, stream.dense)
-    targets = []
     for step in steps:
         key = step.block.key
         if step.target == "sum":
             total = total + watch.outputs[key]
-            targets.append(total)
+            stream.kept[key] = total
         else:
-            targets.append(watch.taps[key] if step.target == "tap" else watch.outputs[key])
-    return targets
+            stream.kept[key] = watch.taps[key] if step.target == "tap" else watch.outputs[key]
 
 
 def block_inputs(

@@ -81,4 +81,7 @@ def name_of(model: PreTrainedModel) -> str:
 
 def count_parameters(model: torch.nn.Module) -> int:
     """All parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    # While nothing is loaded, nothing but the model says which of an offloaded one's parameters are shared.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    named = model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not (parameter.is_meta and name in tied))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from ..offloading import device_of, is_offloaded
 from ..scores import evaluating
 
 
@@ -31,18 +32,20 @@ def evaluate_model(
         data_collator: as for `Trainer`.
         batch_size: rows per batch.
     """
-    device = model.device
+    device, offloaded = model.device, is_offloaded(model)
     with tempfile.TemporaryDirectory() as folder, evaluating(model), _untouched_randomness():
-        arguments = TrainingArguments(
+        arguments = (_InPlace if offloaded else TrainingArguments)(
             output_dir=folder,
             per_device_eval_batch_size=batch_size,
             report_to=[],
-            use_cpu=device.type == "cpu",
+            use_cpu=device_of(model).type == "cpu",
             # A Trainer writes this into the model's config.
             use_cache=getattr(model.config, "use_cache", False),
             disable_tqdm=None,
         )
         trainer = Trainer(model, arguments, data_collator=data_collator, compute_metrics=compute_metrics)
+        if offloaded:
+            trainer.accelerator.device_placement = False
         measured = trainer.evaluate(eval_dataset)
     if model.device != device:
         model.to(device)
@@ -53,6 +56,14 @@ def evaluate_model(
         for name, value in measured.items()
         if name not in bookkeeping and isinstance(value, (int, float))
     }
+
+
+class _InPlace(TrainingArguments):
+    """A `Trainer` leaves the model where it is, which moves its weights itself."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
 
 
 @contextmanager

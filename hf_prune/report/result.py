@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..config import PruningConfig
 from ..errors import PruningError
+from ..offloading import is_offloaded, known_as_offloaded, read_from
 from ..surgery import PruningPlan, save_bitmask
 from ..surgery.bitmask import is_packed
 from ..surgery.mask_plan import MASKS_FILE, MaskPlan
@@ -32,6 +33,8 @@ from .weight_report import WeightReport
 REPORT_FILE = "pruning_report.json"
 PLOT_FILE = "pruning.png"
 FORMATS = ("dense", "bitmask")
+# How much of an offloaded model is in memory at once while it is written.
+OFFLOADED_SHARD = "250MB"
 
 # The names under which transformers looks for a model's weights.
 _WEIGHTS = re.compile(
@@ -87,20 +90,25 @@ class PruningResult:
                 imported to read (see `hf_prune.surgery.save_bitmask`). Matrices with few zeros are stored densely
                 either way, so a model that has only lost heads and filters gets the same files.
             **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …); with `is_main_process=False` nothing
-                is written.
+                is written. Of an offloaded model one shard is in memory at a time, of at most 250 MB by default.
 
         Raises:
-            PruningError: an unknown format.
+            PruningError: an unknown format, the folder that an offloaded model's weights are read from, or shards of it
+                between which a weight would be torn.
         """
         check_format(format)
         if not kwargs.get("is_main_process", True):
             return
+        if is_offloaded(self.model):
+            _check_not_read_from(self.model, Path(save_directory))
+            kwargs.setdefault("max_shard_size", OFFLOADED_SHARD)
         tokenizer = tokenizer if tokenizer is not None else self.tokenizer
-        with _complete_or_nothing(Path(save_directory)) as folder:
+        with _complete_or_nothing(Path(save_directory)) as folder, known_as_offloaded(self.model):
             if format == "bitmask":
                 save_bitmask(self.model, folder, **kwargs)
             else:
                 self.model.save_pretrained(folder, **kwargs)
+            _check_shards(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             self.config.save_pretrained(folder)
@@ -155,14 +163,39 @@ def check_format(name: str) -> None:
         raise PruningError(f"format={name!r} is unknown; use one of {', '.join(FORMATS)}.")
 
 
+def _check_not_read_from(model: PreTrainedModel, folder: Path) -> None:
+    if folder.resolve() in read_from(model):
+        raise PruningError(
+            f"{folder} is where the weights of this model are read from whenever they are used: it is offloaded. Save"
+            " it to another folder."
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    """transformers converts an offloaded model shard by shard to the form of its checkpoints, which joins weights."""
+    owners: dict[str, str] = {}
+    for file, names in _tensor_names(folder):
+        torn = owners.keys() & names
+        if torn:
+            name = min(torn)
+            raise PruningError(
+                f"Parts of {name} came to lie in two files, {owners[name]} and {file}. Pass another max_shard_size,"
+                " large enough that they come together, or load the model without offloading to save it."
+            )
+        owners |= dict.fromkeys(names, file)
+
+
 def _is_packed(folder: Path) -> bool:
-    """Whether any matrix in a folder's weight files is in the bitmask format; only headers are read."""
-    for file in folder.glob("*.safetensors"):
+    """Whether any matrix in a folder's weight files is in the bitmask format."""
+    return any(is_packed(names) for _, names in _tensor_names(folder))
+
+
+def _tensor_names(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The weight files in a folder, and the tensors in each; only headers are read."""
+    for file in sorted(folder.glob("*.safetensors")):
         if _WEIGHTS.fullmatch(file.name):
             with safe_open(file, "pt") as weights:
-                if is_packed(weights.keys()):
-                    return True
-    return False
+                yield file.name, list(weights.keys())
 
 
 @contextmanager

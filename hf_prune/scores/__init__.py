@@ -8,6 +8,7 @@ from .importance import blend_scores, fisher_scores, gradient_scores, magnitude_
 from .layer_influence import block_influence
 from .learnt_gates import LearntGates, expected_cost, penalty_slope
 from .model_labels import iterate_model_gradients, label_direction, with_drawn_labels
+from .moments import moments_of, put_moments, stored_moments
 from .movement import MovementScores, ParameterScores
 from .output_information import OutputInformation, metric_root
 from .removal import RemovalCurve, removal_curve
@@ -43,10 +44,13 @@ __all__ = [
     "magnitude_scores",
     "metric_root",
     "modes_restored",
+    "moments_of",
     "penalty_slope",
+    "put_moments",
     "random_scores",
     "removal_curve",
     "smallest_mean",
+    "stored_moments",
     "unit_energies",
     "unused",
     "with_drawn_labels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -10,8 +11,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ..anatomy import ModelAnatomy
-from ..calibration import CalibrationData
+from ..calibration import Batch, CalibrationData
 from ..errors import PruningError
+from ..offloading import device_of
 from .gradients import iterate_gradients
 from .model_labels import iterate_model_gradients
 
@@ -74,6 +76,7 @@ def collect_gradients(
     keep_rows: bool = True,
     labels: Labels = "data",
     watch: AbstractContextManager[object] | None = None,
+    batches: Sequence[Batch] | None = None,
 ) -> dict[str, GradientRows]:
     """Gate gradients of every block over this process's calibration data, by block key.
 
@@ -84,11 +87,16 @@ def collect_gradients(
         keep_rows: see `GradientRows`.
         labels: those in the "data", or the "model"'s own, see `iterate_model_gradients`.
         watch: each batch's forward pass runs inside of it.
+        batches: this process's first batches from `data`, where not all of them are wanted.
     """
-    rows = {block.key: GradientRows(block.units, model.device, keep_rows) for block in anatomy.blocks}
-    iterate = iterate_model_gradients if labels == "model" else iterate_gradients
-    batches = tqdm(data, total=data.batches, desc="Gate gradients", unit="batch")
-    for gradients in iterate(model, anatomy, batches, watch):
+    rows = {block.key: GradientRows(block.units, device_of(model), keep_rows) for block in anatomy.blocks}
+    total = data.batches if batches is None else len(batches)
+    bar = tqdm(data if batches is None else batches, total=total, desc="Gate gradients", unit="batch")
+    if labels == "model":
+        found = iterate_model_gradients(model, anatomy, bar, watch, data.batch_number)
+    else:
+        found = iterate_gradients(model, anatomy, bar, watch)
+    for gradients in found:
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
             rows[block.key].add(gradient)
     return rows

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from ..anatomy import Block, ModelAnatomy, describe_model
 from ..calibration import Batch, example_count, valid_tokens
 from ..errors import PruningError
-from ..gates.unit_gates import UnitGates
+from ..offloading import device_of
 from .per_example_loss import PerExampleLoss
+from .recomputing import gated
 
 # Largest accepted difference, relative to the loss, between a batch and its examples alone: half precision included.
 SAME_LOSS = 0.02
@@ -74,7 +75,7 @@ def iterate_gradients(
     with frozen(model):
         for index, batch in enumerate(batches):
             with watch or nullcontext():
-                gates, loss = _gated_loss(model, anatomy.blocks, batch)
+                gates, loss = _gated_loss(model, anatomy, batch)
             if not torch.isfinite(loss.total):
                 raise PruningError(
                     f"The loss on calibration batch {index} is {loss.total.item()}. Look for overflow in half"
@@ -120,15 +121,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Parameters that are made meanwhile from frozen ones stay frozen, so this is no place for surgery.
     """
-    needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in needs_grad:
-        parameter.requires_grad_(False)
+    # By their places: offloaded parameters are other objects each time that they are used.
+    needs_grad = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    for module, name in needs_grad:
+        module.get_parameter(name).requires_grad_(False)
     try:
         with evaluating(model):
             yield
     finally:
-        for parameter in needs_grad:
-            parameter.requires_grad_(True)
+        for module, name in needs_grad:
+            module.get_parameter(name).requires_grad_(True)
 
 
 @dataclass
@@ -140,11 +147,9 @@ class _Loss:
     balances_experts: bool = False
 
 
-def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch) -> tuple[list[torch.Tensor], _Loss]:
+def _gated_loss(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> tuple[list[torch.Tensor], _Loss]:
     """The summed per-example loss of a batch, and the per-example gates that it depends on."""
-    examples = example_count(batch)
-    check_batch(model, batch, examples)
-    gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in blocks]
+    examples, gates = example_count(batch), example_gates(model, anatomy.blocks, batch)
     # In an encoder-decoder the mask is the encoder's, and the loss the decoder's.
     valid = None if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)
     labels = batch.get("labels")
@@ -153,7 +158,7 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
         labels if isinstance(labels, torch.Tensor) else None,
         valid if valid is not None and len(valid) == examples else None,
     )
-    with torch.enable_grad(), UnitGates(model, blocks, gates), mode:
+    with torch.enable_grad(), gated(model, anatomy, gates), mode:
         output = model(**{**batch, "return_dict": True})
     loss = getattr(output, "loss", None)
     if loss is None:
@@ -170,8 +175,26 @@ def _gated_loss(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Batch)
     return gates, _Loss(loss.sum(), mode.terms, getattr(output, "aux_loss", None) is not None)
 
 
-def check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
-    """Refuses what is known in advance to have no loss of each example's own."""
+def example_gates(model: PreTrainedModel, blocks: Sequence[Block], batch: Batch) -> list[torch.Tensor]:
+    """Gates of one, of each example's own, to take gradients by.
+
+    Args:
+        model: whose gates they are to be.
+        blocks: whose units they are for.
+        batch: the examples.
+
+    Returns:
+        One tensor `[examples, units]` per block, which requires a gradient.
+
+    Raises:
+        PruningError: the batch is known in advance to have no loss of each example's own.
+    """
+    examples = example_count(batch)
+    _check_batch(model, batch, examples)
+    return [torch.ones(examples, block.units, device=device_of(model), requires_grad=True) for block in blocks]
+
+
+def _check_batch(model: PreTrainedModel, batch: Batch, examples: int) -> None:
     if batch.get("return_loss") or ("return_loss" in _parameters(model) and "labels" not in batch):
         raise PruningError(
             f"The loss of {type(model).__name__} compares the examples of a batch with each other (it is contrastive),"
@@ -196,7 +219,7 @@ def _parameters(model: PreTrainedModel) -> Collection[str]:
 def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> None:
     """Refuses losses that are no sum over examples: contrastive losses, statistics of a batch, unknown averages."""
     pair = some_examples(batch, 0, 2)
-    gates, loss = _gated_loss(model, anatomy.blocks, pair)
+    gates, loss = _gated_loss(model, anatomy, pair)
     if any(gradient[1:].any() for gradient in weighted_gradients([term[0] for term in loss.terms], gates)):
         raise PruningError(
             f"The loss of {type(model).__name__} couples the examples of a batch, so per-example gradients do not"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..anatomy import Block, weight_of
+from ..offloading import onloaded
 
 
 def fisher_scores(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -83,8 +84,9 @@ def random_scores(blocks: Sequence[Block], seed: int) -> list[torch.Tensor]:
 
 
 def _magnitude(layer: nn.Module, block: Block) -> torch.Tensor:
-    parts = [
-        projection.sums_per_unit(weight_of(layer, projection).detach().abs(), block.units)
-        for projection in block.projections
-    ]
+    with onloaded(layer):
+        parts = [
+            projection.sums_per_unit(weight_of(layer, projection).detach().abs(), block.units)
+            for projection in block.projections
+        ]
     return torch.stack(parts).sum(0)

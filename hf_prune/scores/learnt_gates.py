@@ -13,13 +13,12 @@ from ..anatomy import Block
 from ..errors import PruningError
 from ..gates import gate_noise, hard_concrete, open_probability
 from ..processes import average
+from .moments import moments_of, put_moments, stored_moments
 
 # log α of all gates at first: open, and near where they begin to close, which is log 11 ≈ 2.4.
 INITIAL = 2.5
 # log α stays within ± log 100: a gate that went further out would take too long to come back.
 FARTHEST = math.log(100)
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def expected_cost(log_alphas: Sequence[torch.Tensor], prices: Sequence[float], temperature: float) -> torch.Tensor:
@@ -150,11 +149,9 @@ class LearntGates:
 
     def state(self) -> dict[str, torch.Tensor]:
         """log α, multipliers, their moments and the number of steps they rest on, on the CPU."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, tensor in self._tensors():
-            tensors[name] = tensor.detach().cpu()
-            for key, value in self._optimizer.state.get(tensor, {}).items():
-                tensors[f"{name}.{key}"] = torch.as_tensor(value).cpu()
+            tensors |= {name: tensor.detach().cpu(), **moments_of(self._optimizer, tensor, name)}
         return tensors
 
     @torch.no_grad()
@@ -165,13 +162,9 @@ class LearntGates:
             PruningError: something is missing or of another shape.
         """
         for name, tensor in self._tensors():
-            stored = tensors.get(name)
-            moments = {key: tensors[f"{name}.{key}"] for key in _MOMENTS if f"{name}.{key}" in tensors}
+            stored, moments = tensors.get(name), stored_moments(tensors, name)
             if stored is None or any(value.shape not in (tensor.shape, ()) for value in (stored, *moments.values())):
                 raise PruningError(f"{name}: the stored gates do not fit {tensor.numel()} units.")
             tensor.copy_(stored)
             tensor.grad = None
-            self._optimizer.state[tensor] = {
-                key: value.clone() if key == "step" else value.clone().to(tensor.device)
-                for key, value in moments.items()
-            }
+            put_moments(self._optimizer, tensor, moments)

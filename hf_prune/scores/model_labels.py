@@ -8,7 +8,7 @@ elsewhere (language models, token classification, question answering) one label 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from ..anatomy import ModelAnatomy
 from ..calibration import Batch, decoder_tokens, example_count, valid_tokens, without_labels
 from ..errors import PruningError
-from ..gates.unit_gates import UnitGates
-from .gradients import check_batch, evaluating, frozen, iterate_gradients, some_examples, weighted_gradients
+from ..offloading import device_of
+from ..rows import IGNORED
+from .gradients import evaluating, example_gates, frozen, iterate_gradients, some_examples, weighted_gradients
+from .recomputing import gated
 
 Prediction = Literal["classes", "labels", "numbers"]
 
 # Backward passes for each batch at most; where the exact expectation takes more, one random combination of them all.
 EXACT_PASSES = 3
-_IGNORED = -100
 
 
 def label_direction(
@@ -62,8 +63,14 @@ def iterate_model_gradients(
     anatomy: ModelAnatomy,
     batches: Iterable[Batch],
     watch: AbstractContextManager[object] | None = None,
+    number: Callable[[int], int] = int,
 ) -> Iterator[list[torch.Tensor]]:
     """As `iterate_gradients`, with the model's own labels; what labels there are in the batches is not used.
+
+    Args:
+        model, anatomy, batches, watch: as for `iterate_gradients`.
+        number: of a batch, from its place in `batches`: the seed of what is drawn for it. Processes that share the
+            data out need `CalibrationData.batch_number`, or they draw alike for different batches.
 
     Yields:
         One `[examples, units]` tensor per block, for each batch as often as it has classes less one (outputs, for
@@ -73,7 +80,7 @@ def iterate_model_gradients(
     Raises:
         PruningError: a model whose outputs are no predictions of a known kind, or examples that depend on each other.
     """
-    numbered = enumerate(batches)
+    numbered = ((number(index), batch) for index, batch in enumerate(batches))
     first = next(numbered, None)
     if first is None:
         return
@@ -133,7 +140,7 @@ def with_drawn_labels(model: PreTrainedModel, batch: Batch, seed: int) -> Batch:
     Raises:
         PruningError: outputs of another kind.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(device_of(model)).manual_seed(seed)
     predictions = _predictions(model, batch)
     inputs = without_labels(batch)
     if "logits" in predictions:
@@ -170,10 +177,8 @@ def _gated_logits(
     model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A prediction for each example, and the per-example gates that it depends on."""
-    examples = example_count(batch)
-    check_batch(model, batch, examples)
-    gates = [torch.ones(examples, block.units, device=model.device, requires_grad=True) for block in anatomy.blocks]
-    with torch.enable_grad(), UnitGates(model, anatomy.blocks, gates):
+    examples, gates = example_count(batch), example_gates(model, anatomy.blocks, batch)
+    with torch.enable_grad(), gated(model, anatomy, gates):
         output = model(**{**without_labels(batch), "return_dict": True})
     if len(output.logits) != examples:
         raise PruningError(
@@ -219,12 +224,12 @@ def _as_labels(model: PreTrainedModel, batch: Batch, drawn: torch.Tensor) -> tor
             f"{type(model).__name__} makes predictions of shape {tuple(drawn.shape)}, which do not belong to the tokens"
             " of the batch. Use labels='data'."
         )
-    return drawn.masked_fill(~counted.to(drawn.device), _IGNORED)
+    return drawn.masked_fill(~counted.to(drawn.device), IGNORED)
 
 
 def _label_positions(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:
     """The positions that have labels in the batch, or without any in there those that are not padding."""
     own = batch.get("labels")
     if isinstance(own, torch.Tensor):
-        return own != _IGNORED
+        return own != IGNORED
     return decoder_tokens(batch) if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)

@@ -11,6 +11,7 @@ from ..anatomy import WeightMatrix
 from ..errors import PruningError
 from ..gates import MatrixMasks
 from ..processes import average, process_count
+from .moments import moments_of, put_moments, stored_moments
 from .weights import WeightScores
 
 
@@ -128,11 +129,9 @@ class MovementScores(WeightScores):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Scores, moments and the number of steps they rest on."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, score in zip(self._names, self._scores, strict=True):
-            tensors[f"{name}.score"] = score.detach().cpu()
-            for key, value in self._optimizer.state.get(score, {}).items():
-                tensors[f"{name}.{key}"] = torch.as_tensor(value).cpu()
+            tensors |= {f"{name}.score": score.detach().cpu(), **moments_of(self._optimizer, score, name)}
         return tensors
 
     @torch.no_grad()
@@ -143,18 +142,11 @@ class MovementScores(WeightScores):
             PruningError: a score is missing or of another shape.
         """
         for name, score in zip(self._names, self._scores, strict=True):
-            stored = {key: tensors.get(f"{name}.{key}") for key in ("score", "exp_avg", "exp_avg_sq", "step")}
-            if stored["score"] is None or any(
-                value is not None and value.shape not in (score.shape, ()) for value in stored.values()
-            ):
+            stored, moments = tensors.get(f"{name}.score"), stored_moments(tensors, name)
+            if stored is None or any(value.shape not in (score.shape, ()) for value in (stored, *moments.values())):
                 raise PruningError(f"{name}: the stored scores do not fit a matrix of shape {tuple(score.shape)}.")
-            score.copy_(stored["score"])
-            moments = {key: value for key, value in stored.items() if key != "score" and value is not None}
-            if moments:
-                self._optimizer.state[score] = {
-                    key: value.clone() if key == "step" else value.clone().to(score.device)
-                    for key, value in moments.items()
-                }
+            score.copy_(stored)
+            put_moments(self._optimizer, score, moments)
 
 
 class ParameterScores(MovementScores):

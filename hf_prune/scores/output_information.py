@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import ModelAnatomy, linear_at, weight_of
+from ..offloading import device_of
 
 # Directions with less than this part of the largest eigenvalue are left out of a square root.
 NEGLIGIBLE = 1e-8
@@ -39,9 +40,9 @@ class OutputInformation:
         for block in anatomy.blocks:
             if block.output.expert is None:
                 layer = model.get_submodule(block.layer)
-                weight = weight_of(layer, block.output)
+                size = len(weight_of(layer, block.output))
                 self._projections[block.key] = linear_at(layer, block.output)
-                self.matrices[block.key] = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
+                self.matrices[block.key] = torch.zeros(size, size, dtype=torch.float64, device=device_of(layer))
 
     def __enter__(self) -> OutputInformation:
         self._handles = [

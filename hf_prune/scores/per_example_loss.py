@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import PruningError
+from ..rows import IGNORED
 
 _AVERAGING_LOSSES: dict[Callable[..., torch.Tensor], inspect.Signature] = {
     function: inspect.signature(function)
@@ -31,8 +32,6 @@ _AVERAGING_LOSSES: dict[Callable[..., torch.Tensor], inspect.Signature] = {
     )
 }
 _CTC = inspect.signature(functional.ctc_loss)
-# Not a label: nothing predicts it.
-_IGNORED = -100
 
 
 class PerExampleLoss(TorchFunctionMode):
@@ -127,7 +126,7 @@ def _label_views(labels: torch.Tensor, valid: torch.Tensor | None) -> Iterator[t
     for positions in chosen:
         yield labels[positions], owners[positions]
         yield labels[:, 1:][positions[:, 1:]], owners[:, 1:][positions[:, 1:]]
-    yield functional.pad(labels[:, 1:], (0, 1), value=_IGNORED).flatten(), owners.flatten()
+    yield functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten(), owners.flatten()
 
 
 def _cannot_be_told_apart(values: int, examples: int) -> str:

@@ -67,7 +67,8 @@ class StagedStrategy(Generic[StatisticsT]):
     Attributes:
         measure: what there is to know of the model whatever the budget; the budget in the configuration must not
             matter.
-        choose: gets that as well; the cut for the budget of the configuration, without repairs.
+        choose: gets that as well; the cut for the budget of the configuration, without repairs unless the choice rests
+            on them.
         repair: gets that cut as well; the same with its repairs.
     """
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from transformers import PreTrainedModel
-
 from ..anatomy import ModelAnatomy
-from ..budget import data_lengths, kept_layer_count
-from ..budget.targets import block_names
-from ..calibration import CalibrationData
+from ..budget import Lengths, kept_layer_count
+from ..budget.targets import keys_left
 from ..count_budgets import LayerBudgetConfig
 from ..errors import InfeasibleBudgetError, PruningError
 from ..report.clock import StageClock
@@ -22,12 +19,7 @@ LayerChoice = Callable[[Sequence[str], int], Collection[int]]
 
 
 def cut_layers(
-    model: PreTrainedModel,
-    anatomy: ModelAnatomy,
-    config: LayerBudgetConfig,
-    data: CalibrationData,
-    clock: StageClock,
-    choose: LayerChoice,
+    anatomy: ModelAnatomy, config: LayerBudgetConfig, clock: StageClock, lengths: int | Lengths, choose: LayerChoice
 ) -> Cut:
     """Decides which layers go; every list of layers (encoder and decoder) keeps the number asked for.
 
@@ -35,6 +27,10 @@ def cut_layers(
     can go: the first layer of a T5, whose position biases all others use, stays.
 
     Args:
+        anatomy: of the model.
+        config: how many layers to keep, and of which.
+        clock: gets the time that this takes.
+        lengths: tokens that costs are counted for.
         choose: gets the names of the layers that can go.
 
     Raises:
@@ -47,17 +43,16 @@ def cut_layers(
             count = len(names) - kept_layer_count(len(names), config.layers)
             free = _free_layers(anatomy, names, count, config.layers)
             removed += [free[place] for place in choose(free, count)] if count else []
-        lengths = data_lengths(model, anatomy, data, getattr(config, "sequence_length", None))
     return Cut(PruningPlan({}, tuple(removed)), lengths)
 
 
 def _layers_by_list(anatomy: ModelAnatomy, config: LayerBudgetConfig) -> list[list[str]]:
     """The names of the layers that may be pruned as a whole, list by list."""
-    wanted = config.targets(block_names(anatomy))
+    left = keys_left(anatomy, config)
     lists: dict[str, list[str]] = {}
     for path in anatomy.layers:
         blocks = anatomy.blocks_of_layer(path)
-        if blocks and all(block.key in wanted and block.group in (None, *wanted) for block in blocks):
+        if blocks and all(block.key in left for block in blocks):
             lists.setdefault(blocks[0].stack, []).append(layer_key(blocks[0]))
     if not lists:
         raise PruningError(

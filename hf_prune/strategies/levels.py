@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from ..anatomy import Block, ModelAnatomy
+from ..anatomy import ModelAnatomy
 from ..errors import PruningError
 from ..report.curve import TIMES, CurveLevel, TradeOffCurve
 from ..report.result import PruningResult
+from ..surgery import PruningPlan
 from .masked_units import MaskedUnitsPruner
 
 LEVELS_FOLDER = "pruning_levels"
@@ -39,6 +40,7 @@ class LevelsPruner(MaskedUnitsPruner):
         self.curve = TradeOffCurve(config.to_dict(), {block.key: block.kind for block in anatomy.blocks})
         self.level_due = False
         self.dense_rows = self.rows
+        self._dense_costs = self._costs_of([row.dense_units for row in self.dense_rows])
         self.folder: Path | None = None
         self._decider: tuple[str, bool] | None = None
 
@@ -46,18 +48,16 @@ class LevelsPruner(MaskedUnitsPruner):
     def shares(self) -> tuple[float, float]:
         """The shares of the dense model's attention and FFN parameters and FLOPs that are on."""
         parameters, flops = self._costs_of([int(mask.count_nonzero()) for mask in self.units])
-        dense_parameters, dense_flops = self._costs_of([row.dense_units for row in self.dense_rows])
-        return parameters / dense_parameters, flops / dense_flops
+        return parameters / self._dense_costs[0], flops / self._dense_costs[1]
 
     def _costs_of(self, counts: Sequence[int]) -> tuple[int, int]:
         pairs = list(zip(self.dense_rows, counts, strict=True))
         return sum(count * row.parameters_per_unit for row, count in pairs), sum(row.flops(n) for row, n in pairs)
 
     @property
-    def kept(self) -> dict[str, tuple[int, ...]]:
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
         """The indices of the units that are on, by block."""
-        pairs = zip(self.anatomy.blocks, self.units, strict=True)
-        return {block.key: tuple(mask.nonzero().flatten().tolist()) for block, mask in pairs}
+        return PruningPlan.from_masks(self.anatomy.blocks, self.units).kept
 
     @property
     def level_details(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class LevelsPruner(MaskedUnitsPruner):
         else:
             self.let_go()
             self.masks.remove(restore=True)
-            self.units = [_mask(block, level.kept[block.key]) for block in self.anatomy.blocks]
+            self.units = PruningPlan(level.kept).masks(self.anatomy.blocks)
             result = self.cut(self.inner, self.units)
             self.inner.load_state_dict(weights)
         result.curve = self.curve
@@ -175,12 +175,6 @@ class LevelsPruner(MaskedUnitsPruner):
         self.curve = TradeOffCurve.from_json(bytes(tensors[_CURVE].tolist()))
         super().load_state(tensors, step)
         self.level_due = bool(tensors[_DUE])
-
-
-def _mask(block: Block, kept: Sequence[int]) -> torch.Tensor:
-    mask = torch.zeros(block.units, dtype=torch.bool)
-    mask[list(kept)] = True
-    return mask
 
 
 def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:

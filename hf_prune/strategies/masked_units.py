@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..anatomy import Block, ModelAnatomy, WeightMatrix, groups_of
+from ..anatomy import Block, ModelAnatomy, WeightMatrix, groups_of, oriented
 from ..budget import data_lengths
 from ..budget.positions import check_length
 from ..calibration import CalibrationData
@@ -92,12 +92,9 @@ class MaskedUnitsPruner(TrainingPruner):
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         """Goes on where `state` was taken."""
-        units = [tensors.get(f"{block.key}.units") for block in self.anatomy.blocks]
-        for block, mask in zip(self.anatomy.blocks, units, strict=True):
-            if mask is None or mask.dtype != torch.bool or mask.shape != (block.units,):
-                raise PruningError(f"{block.key}: the stored mask does not fit {block.units} units.")
+        units = stored_masks(self.anatomy.blocks, tensors, "units")
         self.masks.load_state(tensors)
-        self.units, self.step = [mask for mask in units if mask is not None], step
+        self.units, self.step = units, step
 
     def finish(self) -> PruningResult:
         """A smaller model: what is off is cut out, and the result compared with the masked model."""
@@ -141,10 +138,23 @@ def over_columns(parameter: torch.Tensor, blocks: Sequence[Block], values: Mappi
     """
     spread = torch.ones_like(parameter, dtype=values[blocks[0].key].dtype)
     for block in blocks:
-        columns = block.spread(values[block.key]).to(spread.device)
-        part = spread if block.output.expert is None else spread[int(block.output.expert)]
-        part *= columns[:, None] if block.output.transposed else columns
+        oriented(spread, block.output).mul_(block.spread(values[block.key]).to(spread.device))
     return spread
+
+
+def stored_masks(blocks: Sequence[Block], tensors: Mapping[str, torch.Tensor], name: str) -> list[torch.Tensor]:
+    """The mask of every block that a state holds as `<block's key>.<name>`.
+
+    Raises:
+        PruningError: one is missing, or is no bool tensor of the block's units.
+    """
+    masks = []
+    for block in blocks:
+        mask = tensors.get(f"{block.key}.{name}")
+        if mask is None or mask.dtype != torch.bool or mask.shape != (block.units,):
+            raise PruningError(f"{block.key}: the stored mask does not fit {block.units} units.")
+        masks.append(mask)
+    return masks
 
 
 def output_matrix(model: Any, block: Block) -> WeightMatrix:

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
-from ..budget import Lengths, Selection, data_lengths, select_units
+from ..budget import Lengths, Selection, data_lengths, select_heads, select_units
 from ..calibration import CalibrationData
 from ..config import StructuredPruningConfig
+from ..count_budgets import HeadBudgetConfig
 from ..report.clock import StageClock
 from ..surgery import PruningPlan
 from .base import Cut
@@ -55,6 +56,20 @@ def choose_by_scores(
     """Decides which heads and filters go under a budget; the same on every process."""
     with clock("search"):
         selection = select_units(model, anatomy, units.scores, config, data, units.lengths)
+    return cut_of(anatomy, selection, units.lengths)
+
+
+def choose_heads_by_scores(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: HeadBudgetConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    units: ScoredUnits,
+) -> Cut:
+    """Decides which heads go, the same fraction of every layer's; the same on every process."""
+    with clock("search"):
+        selection = select_heads(anatomy, units.scores, config, per_layer=True)
     return cut_of(anatomy, selection, units.lengths)
 
 

@@ -14,6 +14,7 @@ from ..anatomy import Block, ModelAnatomy
 from ..calibration import Batch
 from ..errors import PruningError
 from ..gates import UnitGates
+from ..offloading import device_of
 from ..scores import evaluating
 from .layers import LayerRemoval, layers_passed_over, layers_watched
 from .plan import PruningPlan, layer_key
@@ -57,7 +58,7 @@ def _unchanging(
         result = output[0] if isinstance(output, tuple) else output
         same[layer] = same.get(layer, True) and torch.equal(result, hidden)
 
-    masks = [mask.to(model.device) for mask in plan.masks(anatomy.blocks)]
+    masks = [mask.to(device_of(model)) for mask in plan.masks(anatomy.blocks)]
     with (
         torch.no_grad(),
         evaluating(model),

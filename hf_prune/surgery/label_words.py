@@ -11,13 +11,12 @@ from ..anatomy import UndoLog
 from ..errors import PruningError
 from ..gates.head_places import PlacedHead, find_head_place
 from ..gates.label_word_head import HeadForm, LabelWordHead
-from .metadata import FORMAT_VERSION, KEY, LABEL_WORDS, pruning_of
+from .metadata import KEY, LABEL_WORDS, pruning_of, pruning_or_new
 
 
 def write_label_words(config: PreTrainedConfig, form: HeadForm, log: UndoLog) -> None:
     """Says in a config that its model has a head of label words, beside what it says already."""
-    data = dict(pruning_of(config) or {"format": FORMAT_VERSION, "library": "hf_prune", "blocks": {}})
-    log.set(config, KEY, data | {LABEL_WORDS: form.to_dict()})
+    log.set(config, KEY, pruning_or_new(config) | {LABEL_WORDS: form.to_dict()})
 
 
 def has_label_words(config: PreTrainedConfig) -> bool:

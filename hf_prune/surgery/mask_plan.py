@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ..errors import PruningError
 from ..gates.bits import pack_mask, unpack_mask
+from ..whole_files import written_whole
 
 MASKS_FILE = "pruning_masks.safetensors"
 
@@ -30,7 +31,8 @@ class MaskPlan:
     def save(self, folder: Path) -> None:
         """Writes the masks, a bit for each weight."""
         shapes = json.dumps({name: list(mask.shape) for name, mask in self.masks.items()})
-        save_file({name: pack_mask(mask) for name, mask in self.masks.items()}, folder / MASKS_FILE, {"shapes": shapes})
+        with written_whole(folder / MASKS_FILE) as temporary:
+            save_file({name: pack_mask(mask) for name, mask in self.masks.items()}, temporary, {"shapes": shapes})
 
     @classmethod
     def load(cls, folder: str | Path) -> MaskPlan:

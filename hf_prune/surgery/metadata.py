@@ -50,6 +50,15 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
     return data
 
 
+def pruning_or_new(config: PreTrainedConfig) -> dict[str, Any]:
+    """A dictionary of its own with the pruning metadata in a config, or with none about any block yet.
+
+    Raises:
+        PruningError: as `pruning_of`.
+    """
+    return dict(pruning_of(config) or {"format": FORMAT_VERSION, "library": "hf_prune", "blocks": {}})
+
+
 def _check_weights(weights: Any) -> None:
     """Single weights that were removed: how many of how many, in how many matrices."""
     if weights is None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ..anatomy import AttentionLayout, Block, ModelAnatomy, groups_of
 from ..anatomy.cut_experts import unequal_counts
 from ..errors import PruningError
+from ..whole_files import written_whole
 
 PLAN_FILE = "pruning_plan.safetensors"
 
@@ -52,7 +53,8 @@ class PruningPlan:
         """Writes the kept indices, one int32 tensor per block."""
         kept = {key: torch.tensor(units, dtype=torch.int32) for key, units in self.kept.items()}
         about = {"counted_in": "the model that was pruned", "removed_layers": json.dumps(self.removed_layers)}
-        save_file(kept, folder / PLAN_FILE, metadata=about)
+        with written_whole(folder / PLAN_FILE) as temporary:
+            save_file(kept, temporary, metadata=about)
 
     def masks(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
         """The plan as one bool mask per block."""

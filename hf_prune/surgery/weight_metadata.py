@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..anatomy import choose_matrices
 from ..gates import MatrixMasks
-from .metadata import FORMAT_VERSION, KEY, pruning_of
+from .metadata import KEY, pruning_of, pruning_or_new
 
 WEIGHTS = "weights"
 
@@ -23,8 +23,8 @@ def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any],
         strategy: the strategy's name and settings.
         masks: what is removed.
     """
-    data = pruning_of(config) or {"format": FORMAT_VERSION, "library": "hf_prune", "blocks": {}}
-    setattr(config, KEY, {**data, WEIGHTS: _entry(masks.removed_count, masks.masks), "strategy": dict(strategy)})
+    own = {WEIGHTS: _entry(masks.removed_count, masks.masks), "strategy": dict(strategy)}
+    setattr(config, KEY, pruning_or_new(config) | own)
 
 
 def count_zeros(model: PreTrainedModel) -> dict[str, int]:

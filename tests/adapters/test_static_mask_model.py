@@ -8,17 +8,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
 )
 
 from hf_prune import PruningError, StaticMaskConfig
 from hf_prune.adapters.static_mask import StaticMaskLayer
 from tests.adapters.masked_models import BATCH, config, logits, masked, set_random_masks, with_zeros
-from tests.small_models import scale_weights
+from tests.family_models import main_head
 from tests.training.runs import assert_same, bert, weights
 
 
@@ -48,32 +44,17 @@ class TestForward:
         assert all(name.endswith("static_mask_scores.default") for name in learning - heads)
 
     def test_conv1d(self) -> None:
-        def gpt2() -> GPT2LMHeadModel:
-            torch.manual_seed(0)
-            return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=48))
-
-        model = get_peft_model(gpt2(), StaticMaskConfig(sparsity=0.5, task_type="CAUSAL_LM"))
+        gpt2 = main_head("gpt2")
+        model = get_peft_model(gpt2.model(), StaticMaskConfig(sparsity=0.5, task_type="CAUSAL_LM"))
         masks = set_random_masks(model)
-        assert len(masks) == 2 * 4
+        assert len(masks) == 3 * 4
         batch = {"input_ids": BATCH["input_ids"]}
-        dense = logits(with_zeros(gpt2(), masks), batch)
+        dense = logits(with_zeros(gpt2.model(), masks), batch)
         assert torch.allclose(logits(model, batch), dense, atol=1e-5)
         assert torch.equal(logits(model.merge_and_unload(), batch), dense)
 
     def test_generation(self) -> None:
-        llama = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=61,
-                hidden_size=32,
-                intermediate_size=40,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                pad_token_id=0,
-            )
-        )
-        scale_weights(llama)
-        model = get_peft_model(llama, StaticMaskConfig(sparsity=0.5, task_type="CAUSAL_LM"))
+        model = get_peft_model(main_head("llama").model(), StaticMaskConfig(sparsity=0.5, task_type="CAUSAL_LM"))
         set_random_masks(model)
         ids = BATCH["input_ids"]
         found = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -174,14 +175,16 @@ def test_wrong_rows_are_caught_and_rolled_back(model_type: str, units: str, monk
     right = cut_experts._kept
     if units == "filters":
         plan = filters_plan(anatomy, 8)
-        monkeypatch.setattr(cut_experts, "_kept", lambda *a: right(*a).flip(0) if a[2].axis == 0 else right(*a))
+        monkeypatch.setattr(cut_experts, "_kept", lambda *a: np.flip(right(*a)).copy() if a[2].axis == 0 else right(*a))
     else:
         anatomy, plan = experts_plan(anatomy, 3)
-        replace = cut_experts._replace
+        keep = cut_experts.keep_slices
         monkeypatch.setattr(
             cut_experts,
-            "_replace",
-            lambda module, name, value, log: replace(module, name, value.flip(0) if name == "weight" else value, log),
+            "keep_slices",
+            lambda module, name, axis, kept, log: keep(
+                module, name, axis, np.flip(kept).copy() if name == "weight" else kept, log
+            ),
         )
     with pytest.raises(PruningError, match="rolled back"):
         apply_plan(model, anatomy, plan, batch=batch())

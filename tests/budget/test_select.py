@@ -19,10 +19,12 @@ from hf_prune import FisherPruningConfig, InfeasibleBudgetError
 from hf_prune.anatomy import ModelAnatomy, describe_model
 from hf_prune.budget import (
     LatencyConditions,
+    PlanSoFar,
     Selection,
     latency_selection,
     latency_table,
     latency_tables,
+    search_units,
     select_units,
 )
 from hf_prune.budget.flops import flops_per_unit
@@ -94,6 +96,49 @@ def test_round_to_and_uniform(model, anatomy, scores) -> None:
         assert len({int(uniform[block.key].sum()) for block in blocks}) == 1
 
 
+def random_plan(anatomy: ModelAnatomy, masks: dict[str, torch.Tensor], seed: int) -> PlanSoFar:
+    """Half of the blocks are decided."""
+    order = torch.randperm(len(anatomy.blocks), generator=torch.Generator().manual_seed(seed)).tolist()
+    return PlanSoFar(masks, {anatomy.blocks[index].key for index in order[: len(order) // 2]})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("keyword", ["flops", "params"])
+def test_what_is_decided_stays_and_the_rest_gets_what_is_left(model, anatomy, scores, keyword: str, seed: int) -> None:
+    """The decided blocks are what other scores chose; of the rest the best within the remaining budget is kept."""
+    generator = torch.Generator().manual_seed(seed)
+    others = {key: torch.rand(len(values), generator=generator) for key, values in scores.items()}
+    so_far = random_plan(anatomy, choose(model, anatomy, others, round_to=1, **{keyword: 0.5}).masks, seed)
+    left = {key: values for key, values in scores.items() if key not in so_far.decided}
+    config, cost = FisherPruningConfig(round_to=1, **{keyword: 0.5}), COSTS[keyword]
+    found = select_units(model, anatomy, left, config, ONE_PROCESS, LENGTH, so_far)
+    assert all(torch.equal(found.masks[key], so_far.masks[key]) for key in so_far.decided)
+    spent = sum(int(so_far.masks[key].sum()) * cost(anatomy[key]) for key in so_far.decided)
+    heads, filters = (
+        [block for block in kind if block.key in left] for kind in (anatomy.attentions, anatomy.feed_forwards)
+    )
+    best = search_units(
+        [scores[block.key] for block in heads],
+        [scores[block.key] for block in filters],
+        [cost(block) for block in heads],
+        [cost(block) for block in filters],
+        0.5 * sum(block.units * cost(block) for block in anatomy.blocks) - spent,
+    )
+    for block, mask in zip([*heads, *filters], [*best.head_masks, *best.filter_masks], strict=True):
+        assert torch.equal(found.masks[block.key], mask)
+
+
+def test_a_plan_that_uses_up_the_budget_stays(model, anatomy, scores) -> None:
+    """Nothing is left for the other blocks, which keep nothing in the plan either: it is not out of reach."""
+    first = anatomy.blocks[0]
+    masks = {block.key: torch.zeros(block.units, dtype=torch.bool) for block in anatomy.blocks}
+    masks[first.key][0] = True
+    fraction = COSTS["params"](first) / sum(block.units * COSTS["params"](block) for block in anatomy.blocks)
+    config = FisherPruningConfig(params=fraction, round_to=1)
+    found = select_units(model, anatomy, scores, config, ONE_PROCESS, LENGTH, PlanSoFar(masks, {first.key}))
+    assert all(torch.equal(found.masks[key], mask) for key, mask in masks.items())
+
+
 class Hardware:
     """Seconds as a function of widths: a constant per sublayer, then steps; and what tables do not see."""
 
@@ -159,6 +204,25 @@ def test_a_latency_budget_holds_end_to_end(model, anatomy, scores, hardware: Har
     assert reached > fraction - 0.15  # a step of this hardware is that coarse on three small layers
     assert not selection.notes or "×" not in selection.notes[-1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_latency_budget_holds_for_what_is_left(model, anatomy, scores, hardware: Hardware) -> None:
+    generator = torch.Generator().manual_seed(2)
+    others = {key: torch.rand(len(values), generator=generator) for key, values in scores.items()}
+    so_far = random_plan(anatomy, choose(model, anatomy, others, latency=0.6).masks, 0)
+    left = {key: values for key, values in scores.items() if key not in so_far.decided}
+    found = select_units(model, anatomy, left, FisherPruningConfig(latency=0.6), ONE_PROCESS, LENGTH, so_far)
+    assert all(torch.equal(found.masks[key], so_far.masks[key]) for key in so_far.decided)
+    assert any(not torch.equal(found.masks[key], so_far.masks[key]) for key in left)
+    assert 0.45 < seconds(hardware, found) / hardware.whole(model) <= 0.6
+
+
+def test_a_latency_that_seems_out_of_reach_when_measured_anew(model, anatomy, scores, hardware: Hardware) -> None:
+    so_far = random_plan(anatomy, choose(model, anatomy, scores, latency=0.4).masks, 1)
+    left = {key: values for key, values in scores.items() if key not in so_far.decided}
+    slower = FisherPruningConfig(latency=0.4 * 0.1)
+    found = select_units(model, anatomy, left, slower, ONE_PROCESS, LENGTH, so_far)
+    assert all(torch.equal(found.masks[key], mask) for key, mask in so_far.masks.items())
 
 
 def test_absolute_latency(model, anatomy, scores, hardware: Hardware) -> None:

@@ -50,7 +50,7 @@ def test_a_command_receives_what_was_given_and_nothing_else() -> None:
 
 
 def test_every_setting_of_the_strategy_has_an_option() -> None:
-    values = {"uniform": "--uniform", "rearrange": "--no_rearrange"}
+    values = {"uniform": "--uniform", "iterative": "--iterative", "rearrange": "--no_rearrange"}
     arguments = [values.get(item.name) or f"--{item.name}=1" for item in fields(FisherPruningConfig)]
     options = given("--output_dir", "small", *arguments)
     assert {item.name for item in fields(FisherPruningConfig)} == set(options) - {"output_dir"}

@@ -73,6 +73,33 @@ def test_of_several_metrics_the_first_counts(models: dict[str, Path], tmp_path: 
     assert [point["on_front"] for point in answer["points"]] == [values[0] > values[1], True]
 
 
+def test_the_metric_that_is_asked_for_decides(models: dict[str, Path], tmp_path: Path, call: Call) -> None:
+    columns = {"score": [index % 6 for index in range(24)], "sentence": list(map(sentence, range(24)))}
+    file = write_tsv(tmp_path / "rows.tsv", columns)
+    asked = ("sweep", models["regression"], "--train_file", file, "--budgets", "0.6,0.5,0.3", "--max_seq_length", 16)
+    asked += ("--recovery", "none", "--round_to", 1)
+    fronts = {}
+    for metric in ("pearson", "spearman", "loss"):
+        result = call(
+            *asked, "--validation_file", file, "--metric", metric, "--output_dir", tmp_path / metric, "--json"
+        )
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        assert answer["metric"] == metric
+        sign = -1 if metric == "loss" else 1
+        values = [sign * point["report"]["metrics"]["pruned"][metric] for point in answer["points"]]
+        fronts[metric] = [point["on_front"] for point in answer["points"]]
+        assert fronts[metric] == [value > max(values[place + 1 :], default=-9e9) for place, value in enumerate(values)]
+        assert (tmp_path / metric / "pruning_curve.png").is_file()
+    assert len(set(map(tuple, fronts.values()))) > 1
+    for options, found in ((("--validation_file", file), "(loss, pearson, spearman)"), ((), "(nothing)")):
+        result = call(*asked, *options, "--metric", "accuracy", "--output_dir", tmp_path / "none")
+        assert result.exit_code == 2
+        assert f"metric='accuracy' is none of what the evaluation gives {found}" in result.stderr
+        assert "Gate gradients" not in result.stderr
+        assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -101,7 +128,9 @@ def test_run_finds_the_smallest_model_that_keeps_the_accuracy(
     asked = ("run", models["classification"], "--train_file", sentences, "--max_metric_drop", 0.3, "--recovery", "none")
     result = call(*asked, "--output_dir", tmp_path / "small")
     assert result.exit_code == 2
-    assert "give rows to measure it on, --validation_file" in result.stderr
+    assert "there is nothing to measure it on" in result.stderr
+    assert "--validation_file" in result.stderr
+    assert "Calibrating" not in result.stderr
     result = call(*asked, "--validation_file", sentences, "--output_dir", tmp_path / "small", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)["report"]

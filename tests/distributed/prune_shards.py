@@ -17,6 +17,7 @@ SETTINGS = {
     "weights": {"recovery": "weights"},
     "mask_tuning": {"recovery": "mask_tuning"},
     "after_refit": {"importance": "after_refit", "labels": "model"},
+    "iterative": {"importance": "after_refit", "labels": "model", "iterative": True},
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import GPT2Config, GPT2Model, MixtralConfig, MixtralModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_prune import PruningError
 from hf_prune.anatomy import all_matrices
@@ -24,7 +24,8 @@ from hf_prune.gates import (
     restart_spectral_norm,
 )
 from hf_prune.gates.spectral_parametrization import SpectralNorm, normalised_matrices
-from tests.small_models import HIDDEN, LAYERS, case, scale_weights
+from tests.family_models import main_head
+from tests.small_models import HIDDEN, LAYERS, case
 
 CASE = case("bert", "masked")
 BOUND = 3.9  # between the largest singular values of the small model's matrices
@@ -254,15 +255,14 @@ def test_deep_copies_live_on_their_own() -> None:
 
 
 def test_conv1d() -> None:
-    model = GPT2Model(GPT2Config(vocab_size=11, n_positions=8, n_embd=16, n_layer=2, n_head=2)).eval()
-    scale_weights(model)
+    model = main_head("gpt2").model()
     names = add_spectral_norm(model, bound=2.0, form="divide")
-    assert "h.0.attn.c_attn.weight" in names
+    assert "transformer.h.0.attn.c_attn.weight" in names
     assert all(largest(weight) == pytest.approx(2.0, rel=1e-5) for weight in effective(model).values())
     ids = torch.tensor([[1, 2, 3]])
-    expected = model(ids).last_hidden_state
+    expected = model(ids).logits
     remove_spectral_norm(model)
-    assert torch.equal(model(ids).last_hidden_state, expected)
+    assert torch.equal(model(ids).logits, expected)
 
 
 @pytest.mark.parametrize("bound", [BOUND, 1.0])
@@ -398,12 +398,11 @@ def test_matrices_that_cannot_be_normalised_are_refused(
 
 
 def test_experts_are_refused_unless_they_are_left_out() -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = MixtralModel(MixtralConfig(vocab_size=11, num_hidden_layers=1, num_local_experts=2, **sizes))
+    model = main_head("mixtral").model()
     with pytest.raises(PruningError, match=r"several experts in one parameter.*exclude_modules=\['experts'\]"):
         add_spectral_norm(model)
     names = add_spectral_norm(model, exclude_modules=["experts"])
-    assert "layers.0.self_attn.q_proj.weight" in names
+    assert "model.layers.0.self_attn.q_proj.weight" in names
 
 
 def test_peft_adapters_are_refused() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from transformers import BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_prune import PruningError, describe_model
-from hf_prune.scores import iterate_gradients, iterate_model_gradients, label_direction, model_labels, with_drawn_labels
+from hf_prune.calibration import CalibrationData
+from hf_prune.scores import (
+    collect_gradients,
+    iterate_gradients,
+    iterate_model_gradients,
+    label_direction,
+    model_labels,
+    with_drawn_labels,
+)
 from tests.scores.one_at_a_time import ones, scaled, single_examples
 from tests.small_models import Batch, Case, case, scale_weights
 
@@ -243,6 +254,24 @@ class TestRefusals:
             model.classifier.bias[0] = torch.nan
         with pytest.raises(PruningError, match="not finite"):
             model_gradients(model, [CLASSES.batch()])
+
+
+@pytest.mark.parametrize("item", [CLASSES, case("bert", "tokens"), case("bert", "answers")], ids=str)
+def test_processes_draw_for_their_batches_what_one_process_draws(item: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_labels, "EXACT_PASSES", 1)
+    model, batches = item.model(), [item.batch()] * 5  # all alike, so that only what is drawn tells them apart
+    anatomy = describe_model(model)
+
+    def sums(processes: int, rank: int) -> dict[str, torch.Tensor]:
+        accelerator: Any = SimpleNamespace(num_processes=processes, process_index=rank)
+        data = CalibrationData(batches, model, accelerator=accelerator)
+        rows = collect_gradients(model, anatomy, data, labels="model")
+        return {key: row.square_sum for key, row in rows.items()}
+
+    alone, first, second = sums(1, 0), sums(2, 0), sums(2, 1)
+    for key, expected in alone.items():
+        assert torch.allclose(first[key] + second[key], expected, rtol=1e-6), key
+        assert not torch.allclose(first[key] / 3, second[key] / 2, rtol=1e-3), key
 
 
 def test_no_batches_no_gradients() -> None:

@@ -15,6 +15,7 @@ from hf_prune.gates import add_head_gates
 from hf_prune.scores import head_importance
 from hf_prune.strategies.head_importance.strategy import head_scores
 from tests.conformance.plans import difference, run
+from tests.family_models import main_head
 from tests.scores.one_at_a_time import gradients_one_at_a_time, scaled, single_examples
 from tests.small_models import HEADS, LAYERS, Batch, case
 from tests.witness import Witness
@@ -122,13 +123,10 @@ def test_a_pruned_model_is_smaller_and_loads(batches: list[Batch], tmp_path: Pat
 
 def test_groups_of_heads_go_together() -> None:
     """Where heads share keys and values, the unit is the group."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=4)).eval()
+    model = main_head("llama").model(num_attention_heads=8, num_key_value_heads=4)
     ids = torch.randint(5, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     prune_model(model, HeadImportancePruningConfig(heads=0.5, scope="layer"), [{"input_ids": ids, "labels": ids}])
-    assert [(block.units, block.heads_per_unit) for block in describe_model(model).attentions] == [(2, 2), (2, 2)]
+    assert [(block.units, block.heads_per_unit) for block in describe_model(model).attentions] == [(2, 2)] * 3
 
 
 @pytest.mark.parametrize(

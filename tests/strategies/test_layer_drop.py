@@ -13,8 +13,6 @@ from transformers import (
     AlbertModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -32,6 +30,7 @@ from hf_prune import (
 from hf_prune.calibration import CalibrationData
 from hf_prune.strategies.layer_drop.strategy import layer_influences
 from tests.conformance.plans import difference, run
+from tests.family_models import main_head
 from tests.small_models import Batch, case, scale_weights
 from tests.witness import Witness
 
@@ -107,9 +106,7 @@ def test_influence_is_the_mean_over_positions_that_are_no_padding(batches: list[
 
 
 def test_a_layer_that_does_nothing_goes_first(batches: list[Batch]) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "vocab_size": 61}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).eval()
-    scale_weights(model)
+    model = main_head("llama").model(num_hidden_layers=4)
     with torch.no_grad():
         for projection in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
             projection.weight.mul_(1e-3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_prune.strategies.static_mask.rule import masks_by_kind, with_magnitude
+from hf_prune.strategies.static_mask.rule import deviation_of, masks_by_kind, with_magnitude
 
 
 def scores_of_mean(mean: float, count: int = 100) -> torch.Tensor:
@@ -53,7 +53,7 @@ class TestMasksByKind:
     def test_levels_go_by_scores_and_weights_by_ranks(self) -> None:
         scores = [scores_of_mean(0.2), scores_of_mean(0.6)]
         ranks = [torch.randperm(100, generator=torch.Generator().manual_seed(number)).float() for number in (2, 3)]
-        masks = masks_by_kind(scores, ["key", "key"], 0.6, ranks=ranks)
+        masks = masks_by_kind(scores, ["key", "key"], 0.6, ranks=lambda index, score: ranks[index])
         for mask, rank, kept in zip(masks, ranks, (20, 60), strict=True):
             assert mask.equal(rank >= 100 - kept)
 
@@ -63,10 +63,11 @@ def test_a_prior_ranks_by_standard_deviations_of_the_weights() -> None:
     deviation = (((weight.float() - 0.5) ** 2).sum() / 3) ** 0.5
     scores = torch.tensor([[0.0, 1.0], [-1.0, 0.5]])
     expected = scores + 2.0 * torch.tensor([[3.0, 1.0], [2.0, 2.0]]) / deviation
-    torch.testing.assert_close(with_magnitude(scores, weight, 2.0), expected)
+    torch.testing.assert_close(with_magnitude(scores, weight, 2.0, deviation_of(weight)), expected)
 
 
 def test_weights_that_are_all_alike_are_ranked_by_score() -> None:
     scores = torch.tensor([0.3, -0.1, 0.2])
-    ranks = with_magnitude(scores, torch.zeros(3), 1.0)
+    weight = torch.zeros(3)
+    ranks = with_magnitude(scores, weight, 1.0, deviation_of(weight))
     assert ranks.argsort().equal(scores.argsort())

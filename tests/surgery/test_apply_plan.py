@@ -80,7 +80,7 @@ def test_plan_is_checked_before_anything_is_touched() -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("moment", ["_compare", "_install"])
+@pytest.mark.parametrize("moment", ["_compare", "put_repair"])
 def test_interruption_leaves_the_dense_model(
     failure: type[BaseException], moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -451,8 +451,8 @@ def test_repairs_are_not_installed_in_layers_that_moved_up(monkeypatch: pytest.M
     anatomy, seen = describe_model(model), []
     block = anatomy["encoder.layer.3.intermediate"]
     target: nn.Module = model.get_submodule(block.layer)
-    right = verify._install
-    monkeypatch.setattr(verify, "_install", lambda layer, *rest: (seen.append(layer), right(layer, *rest)))
+    right = verify.put_repair
+    monkeypatch.setattr(verify, "put_repair", lambda layer, *rest: (seen.append(layer), right(layer, *rest)))
     repair = Repair(torch.zeros(32, 40), torch.zeros(32))
     apply_plan(model, anatomy, PruningPlan({}, ("encoder.layer.0",)), {block.key: repair})
     assert seen == [target]

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from ...errors import PruningError
 from ...metric_budget import MetricBudgetConfig
-from ...setting_checks import check_choices, check_counts, check_not_negative, is_number
+from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, is_number
 
 _CHOICES = {
     "importance": ("fisher", "after_refit", "blended", "gradient", "magnitude"),
     "labels": ("data", "model"),
     "recovery": ("weights", "mask_tuning", "none"),
     "solver": ("direct", "lsmr"),
+    "order": ("forward", "backward"),
 }
 
 
@@ -25,6 +26,14 @@ class FisherPruningConfig(MetricBudgetConfig):
     loses less accuracy. `importance="after_refit"` also chooses units by what that refit cannot make up for (as
     ZipLM does, Kurtic et al. 2023, with Fisher information in place of the output's plain error), and
     `labels="model"` does without labels.
+
+    `iterative=True` decides group by group, as Park et al. (2024, "K-prune") do sublayer by sublayer: each group is cut
+    and repaired before the units of those that are left are scored anew, on the model as it is by then. By default
+    that takes at most four passes over the calibration data, counting as one what it takes to score all units once,
+    and as another what it takes to repair all blocks. With order="forward" the calibration data goes on from where the
+    repair is, so the scores of the second of four groups take 3/4 of a pass: 1 + 3/4 + 1/2 + 1/4 for four, and 1 for
+    the repair. With order="backward" everything runs again for every group: 2 for the scores of two groups, and 1.5 for
+    repairs.
     """
 
     strategy: ClassVar[str] = "fisher"
@@ -73,6 +82,24 @@ class FisherPruningConfig(MetricBudgetConfig):
         },
     )
 
+    iterative: bool = field(
+        default=False,
+        metadata={
+            "help": "Decide a group of sublayers at a time, with scores of the model as cut and repaired so far."
+        },
+    )
+    group_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "With iterative: sublayers that are decided together, 1 for each by itself; all experts of a layer"
+            " are one. Default: a quarter of all, or half of all with order='backward'."
+        },
+    )
+    order: str = field(
+        default="forward",
+        metadata={"help": "With iterative: 'forward', the first layers first, or 'backward', which takes longer."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, **_CHOICES)
@@ -80,7 +107,9 @@ class FisherPruningConfig(MetricBudgetConfig):
             raise PruningError(f"rearrange={self.rearrange!r} must be True, False or None.")
         self._check_importance()
         check_not_negative(self, "damp")
-        check_counts(self, "refit_examples")
+        check_counts(self, "refit_examples", "group_size")
+        check_flags(self, "iterative")
+        self._check_groups()
 
     def _check_importance(self) -> None:
         if self.blend is not None:
@@ -99,7 +128,31 @@ class FisherPruningConfig(MetricBudgetConfig):
                 " and rearrange at its default, or use importance='fisher'."
             )
 
+    def _check_groups(self) -> None:
+        if not self.iterative:
+            given = f"order={self.order!r}" if self.order != "forward" else f"group_size={self.group_size}"
+            if self.group_size is not None or self.order != "forward":
+                raise PruningError(f"{given} says nothing without iterative=True.")
+            return
+        if self.recovery == "none":
+            raise PruningError("iterative=True repairs every group: use it with another recovery than 'none'.")
+        if self.importance == "magnitude":
+            raise PruningError(
+                "importance='magnitude' is the same however much is cut, so iterative=True would change nothing: use"
+                " another importance."
+            )
+        if self.uniform:
+            raise PruningError(
+                "uniform=True gives every layer the same width, so nothing can be decided after the first group: leave"
+                " iterative=True or uniform=True out."
+            )
+
     @property
     def rearranges(self) -> bool:
         """Whether units are reselected within each block."""
         return self.recovery != "weights" if self.rearrange is None else self.rearrange
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether gradients are needed, and for the labels in the data."""
+        return self.labels == "data" and (self.importance != "magnitude" or self.rearranges)

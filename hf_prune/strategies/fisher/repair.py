@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from transformers import PreTrainedModel
@@ -10,7 +10,7 @@ from transformers.utils.logging import tqdm
 
 from ...anatomy import ModelAnatomy
 from ...calibration import Batch, CalibrationData
-from ...recovery import MaskTuner, Repair, Solver, reconstruct, refit_weights
+from ...recovery import Choose, MaskTuner, Repair, Solver, Units, reconstruct, refit_weights
 from ...surgery import PruningPlan
 from .config import FisherPruningConfig
 
@@ -20,22 +20,25 @@ def repair_blocks(
     anatomy: ModelAnatomy,
     config: FisherPruningConfig,
     data: CalibrationData,
-    plan: PruningPlan,
+    plan: PruningPlan | Choose,
     notes: list[str],
     batches: Iterable[Batch] | None = None,
-) -> dict[str, Repair]:
+) -> Mapping[str, Repair]:
     """The repair that `config` asks for; what a reader should know is added to `notes`.
 
     Args:
         model, anatomy, config, data: as for a strategy.
-        plan: which units stay.
+        plan: which units stay, or what chooses them on the way (see `reconstruct`).
         notes: of the report.
         batches: this process's batches that the repair sees; by default `refit_examples` of `data`.
     """
     if config.recovery == "none":
         return {}
     tuner = MaskTuner(cast(Solver, config.solver), config.damp) if config.recovery == "mask_tuning" else None
-    units = {block.key: plan.units(block) for block in anatomy.blocks}
+    if isinstance(plan, PruningPlan):
+        units: Units | Choose = {block.key: plan.units(block) for block in anatomy.blocks}
+    else:
+        units = plan
     with tqdm(total=len(anatomy.blocks), desc="Repair", unit="block") as bar:
         repairs = reconstruct(
             model,

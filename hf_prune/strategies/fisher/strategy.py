@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy
-from ...budget import Lengths, data_lengths, select_units
+from ...budget import PlanSoFar, Selection, data_lengths, select_units
 from ...calibration import CalibrationData
 from ...recovery.rearrange import rearrange_with_gram
 from ...report.clock import StageClock
-from ...scores import GradientRows, Labels
+from ...scores import GradientRows
 from ...surgery import PruningPlan
 from ..base import Cut, StagedStrategy
 from .config import FisherPruningConfig
+from .iterative import choose_by_groups
 from .repair import repair_blocks
 from .trials import best_by_trial
-from .unit_scores import GradientStatistics, score_candidates
-
-
-@dataclass(frozen=True)
-class FisherStatistics:
-    """What there is to know of a model whatever the budget.
-
-    Attributes:
-        candidates: scores, by block key, the same on every process. Of several, what is best under a budget is found
-            out by trial.
-        lengths: tokens that costs are counted for.
-        rows: this process's gate gradients, by block key, as far as rearrangement needs them.
-    """
-
-    candidates: tuple[Mapping[str, torch.Tensor], ...]
-    lengths: int | Lengths
-    rows: Mapping[str, GradientRows]
+from .unit_scores import BLENDS, FisherStatistics
 
 
 def measure_units(
@@ -46,21 +30,10 @@ def measure_units(
     data: CalibrationData,
     clock: StageClock,
 ) -> FisherStatistics:
-    """Scores every head and filter."""
-    statistics = GradientStatistics()
+    """Scores every head and filter; of a choice group by group these are the scores for the first group."""
     with clock("gradients"):
         lengths = data_lengths(model, anatomy, data, config.sequence_length)
-        if config.importance != "magnitude" or config.rearranges:
-            statistics = GradientStatistics.collect(
-                model,
-                anatomy,
-                data,
-                cast(Labels, config.labels),
-                keep_rows=config.rearranges,
-                outputs=config.importance == "after_refit",
-            )
-        candidates = score_candidates(model, anatomy, config, statistics, data)
-    return FisherStatistics(candidates, lengths, statistics.rows if config.rearranges else {})
+        return FisherStatistics.collect(model, anatomy, config, data, lengths)
 
 
 def choose_units(
@@ -71,12 +44,31 @@ def choose_units(
     clock: StageClock,
     statistics: FisherStatistics,
 ) -> Cut:
-    """Decides which heads and filters go."""
-    cuts = [_chosen(model, anatomy, config, data, clock, statistics, scores) for scores in statistics.candidates]
-    if len(cuts) == 1:
-        return cuts[0]
-    with clock("trials"):
-        return best_by_trial(model, anatomy, config, data, cuts)
+    """Decides which heads and filters go; group by group that takes the repairs as well."""
+    cuts = []
+    for scores in statistics.candidates:
+        chosen = _chosen(model, anatomy, config, data, clock, statistics, scores)
+        plan = PruningPlan.from_masks(anatomy.blocks, [chosen.masks[block.key] for block in anatomy.blocks])
+        cuts.append(Cut(plan, statistics.lengths, notes=tuple(chosen.notes)))
+    best = 0
+    if len(cuts) > 1:
+        with clock("trials"):
+            best = cuts.index(best_by_trial(model, anatomy, config, data, cuts))
+    if not config.iterative:
+        return cuts[best]
+    if len(cuts) > 1:
+        config = replace(config, blend=BLENDS[best])  # once found, it serves all groups
+    with clock("groups"):
+        return choose_by_groups(
+            model,
+            anatomy,
+            config,
+            data,
+            cuts[best],
+            lambda measured, so_far: _chosen(
+                model, anatomy, config, data, StageClock(), measured, measured.candidates[0], so_far
+            ),
+        )
 
 
 def _chosen(
@@ -87,16 +79,16 @@ def _chosen(
     clock: StageClock,
     statistics: FisherStatistics,
     scores: Mapping[str, torch.Tensor],
-) -> Cut:
-    """The cut that some scores lead to."""
+    so_far: PlanSoFar | None = None,
+) -> Selection:
+    """What some scores lead to."""
     with clock("search"):
-        selection = select_units(model, anatomy, scores, config, data, statistics.lengths)
-    masks = selection.masks
+        selection = select_units(model, anatomy, scores, config, data, statistics.lengths, so_far)
     if config.rearranges:
         with clock("rearrangement"):
-            masks = rearrange_masks(masks, statistics.rows, data)
-    plan = PruningPlan.from_masks(anatomy.blocks, [masks[block.key] for block in anatomy.blocks])
-    return Cut(plan, statistics.lengths, notes=tuple(selection.notes))
+            masks = {key: selection.masks[key] for key in statistics.rows}
+            selection.masks.update(rearrange_masks(masks, statistics.rows, data))
+    return selection
 
 
 def repair_units(
@@ -107,7 +99,9 @@ def repair_units(
     clock: StageClock,
     cut: Cut,
 ) -> Cut:
-    """Repairs what stays."""
+    """Repairs what stays, unless it is repaired already."""
+    if config.iterative:
+        return cut
     notes = list(cut.notes)
     with clock("repair"):
         repairs = repair_blocks(model, anatomy, config, data, cut.plan, notes)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ...anatomy import ModelAnatomy
-from ...calibration import CalibrationData
+from ...budget import Lengths
+from ...calibration import Batch, CalibrationData
 from ...errors import PruningError
+from ...offloading import device_of
 from ...recovery import contributed_energies, removal_curves
 from ...scores import (
     GradientRows,
@@ -50,6 +53,7 @@ class GradientStatistics:
         *,
         keep_rows: bool = True,
         outputs: bool = True,
+        batches: Sequence[Batch] | None = None,
     ) -> GradientStatistics:
         """From one pass over the calibration data.
 
@@ -60,11 +64,57 @@ class GradientStatistics:
             labels: see `collect_gradients`.
             keep_rows: see `collect_gradients`.
             outputs: whether `output_information` is wanted, too.
+            batches: see `collect_gradients`.
         """
         information = OutputInformation(model, anatomy) if outputs else None
-        rows = data.agree(lambda: collect_gradients(model, anatomy, data, keep_rows, labels, information))
+        rows = data.agree(lambda: collect_gradients(model, anatomy, data, keep_rows, labels, information, batches))
         matrices = information.matrices if information is not None else {}
         return cls(rows, {key: data.sum(matrix) for key, matrix in matrices.items()})
+
+
+@dataclass(frozen=True)
+class FisherStatistics:
+    """What there is to know of a model whatever the budget.
+
+    Attributes:
+        candidates: scores, by block key, the same on every process. Of several, what is best under a budget is found
+            out by trial.
+        lengths: tokens that costs are counted for.
+        rows: this process's gate gradients, by block key, as far as rearrangement needs them.
+    """
+
+    candidates: tuple[Mapping[str, torch.Tensor], ...]
+    lengths: int | Lengths
+    rows: Mapping[str, GradientRows]
+
+    @classmethod
+    def collect(
+        cls,
+        model: PreTrainedModel,
+        anatomy: ModelAnatomy,
+        config: FisherPruningConfig,
+        data: CalibrationData,
+        lengths: int | Lengths,
+        batches: Sequence[Batch] | None = None,
+    ) -> FisherStatistics:
+        """Of a model as it is.
+
+        Args:
+            model: dense, or with cuts in it.
+            anatomy: of the dense model, with the blocks that are wanted; nothing may be cut in these.
+            config, data: as for a strategy.
+            lengths: from `data_lengths`.
+            batches: this process's first batches from `data`, where not all of them are wanted.
+        """
+        gradients = GradientStatistics()
+        if config.importance != "magnitude" or config.rearranges:
+            labels = cast(Labels, config.labels)
+            outputs = config.importance == "after_refit"
+            gradients = GradientStatistics.collect(
+                model, anatomy, data, labels, keep_rows=config.rearranges, outputs=outputs, batches=batches
+            )
+        candidates = score_candidates(model, anatomy, config, gradients, data, batches)
+        return cls(candidates, lengths, gradients.rows if config.rearranges else {})
 
 
 def score_candidates(
@@ -73,18 +123,23 @@ def score_candidates(
     config: FisherPruningConfig,
     statistics: GradientStatistics,
     data: CalibrationData,
+    batches: Sequence[Batch] | None = None,
 ) -> tuple[dict[str, torch.Tensor], ...]:
-    """The scores that `config` names, by block key, the same on every process; several where a trial has to choose."""
+    """The scores that `config` names, by block key, the same on every process; several where a trial has to choose.
+
+    What they take from hidden states comes from `batches`, by default from `refit_examples` of the data.
+    """
     if config.importance == "magnitude":
         return (_by_key(anatomy, magnitude_scores(model, anatomy.blocks)),)
     rows = statistics.rows
+    seen = data.take(config.refit_examples) if batches is None else batches
     if config.importance == "gradient":
         return ({key: data.sum(row.absolute_sum.clone()) for key, row in rows.items()},)
     fisher = {key: data.sum(row.square_sum.clone()) for key, row in rows.items()}
     if config.importance == "after_refit":
-        return (fisher | _scores_after_refit(model, anatomy, config, statistics, data),)
+        return (fisher | _scores_after_refit(model, anatomy, statistics, data, seen),)
     if config.importance == "blended":
-        energies = _energies(model, anatomy, config, data)
+        energies = _energies(model, anatomy, data, seen)
         shares = BLENDS if config.blend is None else (config.blend,)
         return tuple(blend_scores(fisher, energies, share) for share in shares)
     return (fisher,)
@@ -93,25 +148,19 @@ def score_candidates(
 def _scores_after_refit(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
-    config: FisherPruningConfig,
     statistics: GradientStatistics,
     data: CalibrationData,
+    batches: Iterable[Batch],
 ) -> dict[str, torch.Tensor]:
     """Of every block that can be refitted; other scores are on the same scale, both being Fisher information."""
     with tqdm(total=len(anatomy.blocks), desc="Removal curves", unit="block") as bar:
-        curves = removal_curves(
-            model,
-            anatomy,
-            data,
-            data.take(config.refit_examples),
-            statistics.output_information,
-            progress=lambda key: bar.update(),
-        )
+        information = statistics.output_information
+        curves = removal_curves(model, anatomy, data, batches, information, progress=lambda key: bar.update())
     return data.broadcast({key: curve.scores().cpu() for key, curve in curves.items()})
 
 
 def _energies(
-    model: PreTrainedModel, anatomy: ModelAnatomy, config: FisherPruningConfig, data: CalibrationData
+    model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData, batches: Iterable[Batch]
 ) -> dict[str, torch.Tensor]:
     """What each unit contributes to its block's output; zero in blocks that do not run on this data."""
     experts = [block.key for block in anatomy.blocks if block.output.expert is not None]
@@ -121,9 +170,8 @@ def _energies(
             f" experts ({experts[0]}). Use importance='fisher' or 'after_refit'."
         )
     with tqdm(total=len(anatomy.blocks), desc="Contributions", unit="block") as bar:
-        batches = data.take(config.refit_examples)
         found = contributed_energies(model, anatomy, data, batches, progress=lambda key: bar.update())
-    nothing = [torch.zeros(block.units, dtype=torch.float64, device=model.device) for block in anatomy.blocks]
+    nothing = [torch.zeros(block.units, dtype=torch.float64, device=device_of(model)) for block in anatomy.blocks]
     return _by_key(anatomy, nothing) | found
 
 

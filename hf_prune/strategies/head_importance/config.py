@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...count_budgets import HeadBudgetConfig, check_given
-from ...errors import PruningError
-from ...setting_checks import check_choices, check_counts
+from ...setting_checks import check_choices, check_counts, check_flags, check_whole_numbers
 
 
 @dataclass
@@ -42,8 +41,5 @@ class HeadImportancePruningConfig(HeadBudgetConfig):
         check_given(self, "heads")
         check_choices(self, scope=("global", "layer"))
         check_counts(self, "batch_size", "sequence_length")
-        if not isinstance(self.normalize, bool):
-            raise PruningError(f"normalize={self.normalize!r} must be True or False.")
-        if self.iterations is None:
-            raise PruningError("iterations=None must be a whole number of at least 1.")
-        check_counts(self, "iterations")
+        check_flags(self, "normalize")
+        check_whole_numbers(self, iterations=1)

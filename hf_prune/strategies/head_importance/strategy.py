@@ -12,6 +12,7 @@ from ...anatomy import ModelAnatomy
 from ...budget import Selection, data_lengths, select_heads
 from ...calibration import CalibrationData
 from ...gates import UnitGates
+from ...offloading import device_of
 from ...report.clock import StageClock
 from ...scores import collect_gradients, head_importance
 from ..base import Cut, StagedStrategy
@@ -74,10 +75,10 @@ def head_scores(
     left = [block for block in anatomy.attentions if masks[block.key].any()]
     if not left:
         return found
-    with UnitGates(model, left, [masks[block.key].to(model.device) for block in left]):
+    with UnitGates(model, left, [masks[block.key].to(device_of(model)) for block in left]):
         rows = data.agree(lambda: collect_gradients(model, replace(anatomy, blocks=tuple(left)), data, keep_rows=False))
     totals = [data.sum(rows[block.key].absolute_sum) for block in left]
-    examples = int(data.sum(torch.tensor(rows[left[0].key].examples, device=model.device)))
+    examples = int(data.sum(torch.tensor(rows[left[0].key].examples, device=device_of(model))))
     for block, score in zip(left, head_importance(totals, examples, normalize), strict=True):
         found[block.key] = score.cpu().masked_fill(~masks[block.key], _GONE)
     return found

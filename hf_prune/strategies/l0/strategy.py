@@ -17,7 +17,7 @@ from ...gates import UnitGates, fold_in_state_dict, open_probability
 from ...report.report import BlockReport
 from ...report.result import PruningResult
 from ...scores import LearntGates, cubic_sparsity
-from ..masked_units import MaskedUnitsPruner, over_columns
+from ..masked_units import MaskedUnitsPruner, over_columns, stored_masks
 from ..training import first_and_last_step
 from .config import L0PruningConfig
 
@@ -207,13 +207,10 @@ class L0Pruner(MaskedUnitsPruner):
     @torch.no_grad()
     def _load_raw(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Puts columns that the checkpoint has multiplied with gates back as they were."""
-        whole = {block.key: tensors.get(f"{block.key}.whole") for block in self.anatomy.blocks}
-        for block in self.anatomy.blocks:
-            mask = whole[block.key]
-            if mask is None or mask.dtype != torch.bool or mask.shape != (block.units,):
-                raise PruningError(f"{block.key}: the stored gates do not fit {block.units} units.")
+        blocks = self.anatomy.blocks
+        whole = dict(zip([block.key for block in blocks], stored_masks(blocks, tensors, "whole"), strict=True))
         for index, (_, matrix) in enumerate(self.projections):
-            changed = ~self._factors(index, {key: mask for key, mask in whole.items() if mask is not None})
+            changed = ~self._factors(index, whole)
             raw = tensors.get(f"{matrix.name}.raw")
             if raw is None or raw.shape != (int(changed.sum()),):
                 raise PruningError(f"{matrix.name}: the stored weights do not fit {int(changed.sum())} gated ones.")

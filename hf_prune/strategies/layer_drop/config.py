@@ -43,3 +43,8 @@ class LayerDropPruningConfig(LayerBudgetConfig):
     def needs_data(self) -> bool:  # type: ignore[override]
         """Only where layers are chosen by what they do."""
         return self.which == "score"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Never: what layers do to their input is all that counts."""
+        return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,10 @@ from transformers.utils.logging import tqdm
 
 from ...anatomy import ModelAnatomy
 from ...anatomy.layer_calls import Forward, LayerCall, hidden_of, replaced_forwards, run_model
-from ...budget import lowest_places, removed_places
+from ...budget import Lengths, data_lengths, lowest_places, removed_places
 from ...calibration import Batch, CalibrationData, without_labels
 from ...errors import PruningError
+from ...offloading import device_of
 from ...recovery.streams import valid_positions
 from ...report.clock import StageClock
 from ...scores import block_influence, evaluating
@@ -24,18 +26,33 @@ from ..dropped_layers import LayerChoice, cut_layers
 from .config import LayerDropPruningConfig
 
 
+@dataclass(frozen=True)
+class MeasuredLayers:
+    """What is known of the layers, whatever the budget.
+
+    Attributes:
+        influences: of every layer, by its name; empty where they decide nothing.
+        lengths: tokens that costs are counted for.
+    """
+
+    influences: Mapping[str, float]
+    lengths: int | Lengths
+
+
 def measure_layers(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
     config: LayerDropPruningConfig,
     data: CalibrationData,
     clock: StageClock,
-) -> dict[str, float]:
+) -> MeasuredLayers:
     """The influence of every layer, where that decides."""
-    if config.which != "score":
-        return {}
-    with clock("scores"):
-        return layer_influences(model, anatomy, data)
+    influences = {}
+    if config.which == "score":
+        with clock("scores"):
+            influences = layer_influences(model, anatomy, data)
+    with clock("search"):
+        return MeasuredLayers(influences, data_lengths(model, anatomy, data, config.sequence_length))
 
 
 def choose_layers(
@@ -44,13 +61,13 @@ def choose_layers(
     config: LayerDropPruningConfig,
     data: CalibrationData,
     clock: StageClock,
-    influences: dict[str, float],
+    measured: MeasuredLayers,
 ) -> Cut:
     """Decides which layers go; the same on every process."""
     choose: LayerChoice = partial(_by_place, which=config.which)
     if config.which == "score":
-        choose = partial(_by_influence, influences=influences)
-    return cut_layers(model, anatomy, config, data, clock, choose)
+        choose = partial(_by_influence, influences=measured.influences)
+    return cut_layers(anatomy, config, clock, measured.lengths, choose)
 
 
 prune_layers = StagedStrategy(measure_layers, choose_layers)
@@ -60,7 +77,7 @@ def _by_place(names: Sequence[str], count: int, which: str) -> list[int]:
     return removed_places(len(names), count, which)
 
 
-def _by_influence(names: Sequence[str], count: int, influences: dict[str, float]) -> list[int]:
+def _by_influence(names: Sequence[str], count: int, influences: Mapping[str, float]) -> list[int]:
     return lowest_places([influences[name] for name in names], count)
 
 
@@ -71,7 +88,7 @@ def layer_influences(model: PreTrainedModel, anatomy: ModelAnatomy, data: Calibr
         PruningError: a layer changes the shape of its hidden states, so that they cannot be compared.
     """
     # Of each layer the sum over positions, and how many they are.
-    sums = torch.zeros(len(anatomy.layers), 2, dtype=torch.float64, device=model.device)
+    sums = torch.zeros(len(anatomy.layers), 2, dtype=torch.float64, device=device_of(model))
     with torch.no_grad(), evaluating(model):
         data.agree(lambda: _add_influences(model, anatomy, data, sums))
     totals = data.sum(sums).cpu()

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy
-from ...budget import select_heads
 from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...report.clock import StageClock
@@ -18,7 +17,7 @@ from ...scores import RandomScores, random_scores
 from ..base import Cut, StagedStrategy
 from ..dropped_layers import cut_layers
 from ..mask_pruner import chosen
-from ..scored import ScoredUnits, choose_by_scores, cut_of
+from ..scored import ScoredUnits, choose_by_scores, choose_heads_by_scores
 from ..training import TrainingPruner
 from ..unit_pruner import UnitPruner
 from ..weight_pruner import WeightPruner
@@ -48,12 +47,9 @@ def choose_at_random(
     """Decides which heads and filters, or which layers go; the same on every process."""
     if config.layers is not None:
         generator = torch.Generator().manual_seed(config.seed)
-        return cut_layers(model, anatomy, config, data, clock, partial(_drawn_places, generator=generator))
-    if config.heads is None:
-        return choose_by_scores(model, anatomy, config, data, clock, units)
-    with clock("search"):
-        selection = select_heads(anatomy, units.scores, config, per_layer=True)
-    return cut_of(anatomy, selection, units.lengths)
+        return cut_layers(anatomy, config, clock, units.lengths, partial(_drawn_places, generator=generator))
+    choose = choose_by_scores if config.heads is None else choose_heads_by_scores
+    return choose(model, anatomy, config, data, clock, units)
 
 
 prune_at_random = StagedStrategy(draw_scores, choose_at_random)

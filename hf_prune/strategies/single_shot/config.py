@@ -53,3 +53,8 @@ class SingleShotPruningConfig(HeadBudgetConfig):
             )
         check_choices(self, input_type=INPUT_TYPES)
         check_counts(self, "examples", "batch_size", "sequence_length")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Never: attention maps are all that is looked at."""
+        return False

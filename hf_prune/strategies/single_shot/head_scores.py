@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...anatomy import Block
 from ...calibration import Batch, valid_tokens
 from ...errors import PruningError
+from ...offloading import device_of
 from .attention_maps import each_attention_map
 from .meta_pruner import MetaPruner
 
@@ -56,7 +57,7 @@ def score_heads(
     Raises:
         PruningError: a block does not show its attention, or a batch is of the other type.
     """
-    found = ScoreSums(blocks, model.device)
+    found = ScoreSums(blocks, device_of(model))
     for batch in batches:
         check_input_type(batch, input_type, model.config)
         each_attention_map(

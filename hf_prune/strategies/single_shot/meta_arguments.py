@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...errors import PruningError
-from ...setting_checks import check_choices, check_counts, check_fraction, check_not_negative, is_number
+from ...setting_checks import (
+    check_choices,
+    check_counts,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_whole_numbers,
+)
 
 # The least that each may be.
 _COUNTS = {
@@ -76,15 +83,10 @@ class MetaTrainingArguments:
             optimizer=("sgd", "adamw"),
         )
         check_counts(self, "scored_examples")
-        for name, least in _COUNTS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PruningError(f"{name}={value!r} must be a whole number of at least {least}.")
+        check_whole_numbers(self, **_COUNTS)
         check_fraction(self, "heads", "pruned_layers", "validation_share")
         check_not_negative(self, "size_exponent")
-        for name in ("learning_rate", "max_grad_norm", "score_scale", "temperature"):
-            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
-                raise PruningError(f"{name}={getattr(self, name)!r} must be a number above 0.")
+        check_positive(self, "learning_rate", "max_grad_norm", "score_scale", "temperature")
         if self.validation_share == 1:
             raise PruningError("validation_share=1 leaves nothing to train on; the paper has 0.1.")
         if self.objective == "authors" and self.episode_examples % 2:

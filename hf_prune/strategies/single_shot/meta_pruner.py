@@ -74,7 +74,7 @@ class MetaPruner(PreTrainedModel):
         self.post_init()
 
     def forward(self, maps: torch.Tensor) -> MetaPrunerOutput:
-        """Scores maps `[maps, size, size]`; see `AttentionMaps` for how they are brought to this size."""
+        """Scores maps `[maps, size, size]`; see `fit_maps` for how they are brought to this size."""
         features = self.encoder(maps.to(self.scorer.weight).unsqueeze(1))
         return MetaPrunerOutput(scores=torch.sigmoid(self.scorer(features).flatten(1)))
 

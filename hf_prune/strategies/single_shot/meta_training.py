@@ -18,7 +18,7 @@ from ...anatomy import describe_model
 from ...errors import PruningError
 from ...processes import average, wait_for_all
 from ...rows import Collator
-from ...scores import frozen
+from ...scores import frozen, moments_of, put_moments, stored_moments
 from .episode_loss import EpisodeLoss
 from .episodes import EpisodeBatches, Episodes, seeded
 from .meta_arguments import MetaTrainingArguments
@@ -132,11 +132,7 @@ class MetaTraining:
         self._state = found
         self._pruner.load_state_dict(found.part("pruner"))
         for name, parameter in self._pruner.named_parameters():
-            moments = found.part(f"optimizer.{name}")
-            if moments:
-                self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-                }
+            put_moments(self._optimizer, parameter, stored_moments(found.tensors, f"optimizer.{name}"))
 
     def run(self) -> None:
         """Trains to the end; the pruner then is the best one of all validations."""
@@ -209,12 +205,10 @@ class MetaTraining:
         wait_for_all()
 
     def _moments(self) -> dict[str, torch.Tensor]:
-        return {
-            f"optimizer.{name}.{key}": torch.as_tensor(value).cpu().clone()
-            for name, parameter in self._pruner.named_parameters()
-            for key, value in self._optimizer.state.get(parameter, {}).items()
-            if value is not None
-        }
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self._pruner.named_parameters():
+            tensors |= moments_of(self._optimizer, parameter, f"optimizer.{name}")
+        return tensors
 
     def _finish(self) -> None:
         """Writes the best pruner and the losses."""

@@ -7,13 +7,14 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ...anatomy import ModelAnatomy
-from ...budget import data_lengths, select_heads
+from ...budget import data_lengths
 from ...budget.targets import wanted_keys
 from ...calibration import CalibrationData
 from ...errors import PruningError
+from ...offloading import device_of
 from ...report.clock import StageClock
-from ..base import Cut, StagedStrategy
-from ..scored import ScoredUnits, cut_of
+from ..base import StagedStrategy
+from ..scored import ScoredUnits, choose_heads_by_scores
 from .config import SingleShotPruningConfig
 from .head_scores import score_heads
 from .meta_pruner import MetaPruner, MetaPrunerConfig
@@ -32,21 +33,8 @@ def measure_attention(
         return ScoredUnits(mean_scores(model, anatomy, config, data), lengths)
 
 
-def choose_by_attention(
-    model: PreTrainedModel,
-    anatomy: ModelAnatomy,
-    config: SingleShotPruningConfig,
-    data: CalibrationData,
-    clock: StageClock,
-    units: ScoredUnits,
-) -> Cut:
-    """Decides which heads go; the same on every process (Zhang et al. 2020, section 3.1)."""
-    with clock("search"):
-        selection = select_heads(anatomy, units.scores, config, per_layer=True)
-    return cut_of(anatomy, selection, units.lengths)
-
-
-prune_by_attention = StagedStrategy(measure_attention, choose_by_attention)
+# Zhang et al. (2020), section 3.1.
+prune_by_attention = StagedStrategy(measure_attention, choose_heads_by_scores)
 
 
 def mean_scores(
@@ -58,7 +46,7 @@ def mean_scores(
     """
     wanted = wanted_keys(anatomy, config)
     blocks = [block for block in anatomy.attentions if block.key in wanted and block.units]
-    pruner = load_pruner(str(config.pruner_name_or_path)).to(model.device)
+    pruner = load_pruner(str(config.pruner_name_or_path)).to(device_of(model))
     assert config.input_type is not None  # checked when the configuration was made
     batches = tqdm(data.take(config.examples), desc="Attention maps", unit="batch", disable=not data.is_main)
     found = data.agree(lambda: score_heads(model, blocks, pruner, config.input_type or "", batches))

@@ -11,7 +11,7 @@ from ...gates.epsilon import Reduction
 from ...gates.residual_mappings import MappingKind
 from ...gates.spectral_parametrization import FORMS
 from ...scores.activations import UsageRule
-from ...setting_checks import check_choices, check_counts, check_not_negative, is_number
+from ...setting_checks import check_choices, check_counts, check_not_negative, check_whole_numbers, is_number
 
 # What is pruned as a whole → the kinds of mappings that get gates.
 UNITS: dict[str, tuple[MappingKind, ...]] = {
@@ -116,9 +116,8 @@ class SnipPruningConfig(PruningConfig):
             )
         _check_shares(self, "theta", "most", *self._given("params", "flops", "layer_rate_decay"))
         check_not_negative(self, "l1", *self._given("max_metric_drop", "spectral_norm"))
-        check_counts(self, "iterations", "k", "k_feed_forward", "sequence_length")
-        for name in {"iterations", "k"}.difference(self._given("iterations", "k")):
-            raise PruningError(f"{name}=None must be a whole number of at least 1.")
+        check_whole_numbers(self, iterations=1, k=1)
+        check_counts(self, "k_feed_forward", "sequence_length")
         check_choices(self, units=UNITS, rule=RULES, reduction=REDUCTIONS, spectral_form=FORMS)
         self._check_division()
         self._check_used()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import softshrink
 
 
 @torch.no_grad()
@@ -13,4 +14,4 @@ def shrink(weight: torch.Tensor, amount: float) -> None:
     section 3.4) leaves its term undefined; as a gradient it would be lost in Adam's division by the gradient's size,
     or, where a closed gate leaves no other gradient, be as strong as any.
     """
-    weight.copy_(torch.sign(weight) * (weight.abs() - amount).clamp_min_(0))
+    weight.copy_(softshrink(weight, amount))

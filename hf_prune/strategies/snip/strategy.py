@@ -10,7 +10,7 @@ import torch
 
 from ...anatomy import Block, ModelAnatomy, UndoLog, describe_model, inner_model, parameter_of
 from ...anatomy.skip import can_skip, skip_sublayer
-from ...budget.targets import block_names
+from ...budget.targets import keys_left
 from ...errors import PruningError
 from ...gates import (
     add_epsilon_gates,
@@ -247,8 +247,8 @@ def wanted_part(anatomy: ModelAnatomy, config: SnipPruningConfig) -> ModelAnatom
     Raises:
         PruningError: whole layers are to be pruned, and a layer is in it in part.
     """
-    names = config.targets(block_names(anatomy))
-    blocks = tuple(block for block in anatomy.blocks if block.key in names and block.group in (None, *names))
+    left = keys_left(anatomy, config)
+    blocks = tuple(block for block in anatomy.blocks if block.key in left)
     for block in anatomy.blocks if config.units == "layers" else ():
         if block not in blocks and any(other.layer == block.layer for other in blocks):
             raise PruningError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,23 +32,32 @@ class StaticMaskPruner(ScheduledMaskPruner):
 
     def _chosen(self, scores: list[torch.Tensor], value: float) -> list[torch.Tensor]:
         config: StaticPruningConfig = self.config
-        ranks = self._ranks(scores)
+        # One matrix's ranks in memory at a time, where that does.
+        ranks = (self._ranks(index, score) for index, score in enumerate(scores))
         if config.masking == "local":
             return masks_by_matrix(ranks, value)
         if config.masking == "global":
-            return masks_over_all(ranks, value)
+            return masks_over_all(list(ranks), value)
         kinds = [matrix.kind for matrix in self.masks.matrices]
-        return masks_by_kind(scores, kinds, value, config.score_temperature, ranks)
+        return masks_by_kind(scores, kinds, value, config.score_temperature, self._ranks)
 
-    def _ranks(self, scores: list[torch.Tensor]) -> list[torch.Tensor]:
-        """By what weights are ordered: their scores, and before these have learnt much their magnitudes."""
+    def _ranks(self, index: int, score: torch.Tensor) -> torch.Tensor:
+        """By what a matrix's weights are ordered: their scores, and before these have learnt much their magnitudes."""
         prior = self.config.magnitude_prior
-        if not prior:
-            return scores
-        return [with_magnitude(score, self.masks.raw(index), prior) for index, score in enumerate(scores)]
+        return with_magnitude(score, self.masks.raw(index), prior, self._deviations[index]) if prior else score
+
+    @cached_property
+    def _deviations(self) -> list[float]:
+        """σ(W) of every matrix, computed once because the weights are frozen."""
+        return [deviation_of(self.masks.raw(index)) for index in range(len(self.masks.matrices))]
 
 
-def with_magnitude(scores: torch.Tensor, weight: torch.Tensor, prior: float) -> torch.Tensor:
+def deviation_of(weight: torch.Tensor) -> float:
+    """σ(W), the standard deviation of a matrix's weights, a little above 0 where they are all alike."""
+    return float(weight.detach().float().std().clamp_min(1e-12))
+
+
+def with_magnitude(scores: torch.Tensor, weight: torch.Tensor, prior: float, deviation: float) -> torch.Tensor:
     """S + prior · |W| / σ(W): ranks weights by magnitude until scores tell them apart.
 
     From scores of 0 the first ranking is arbitrary, and the next ones move a large part of the mask by the gradients of
@@ -57,9 +67,9 @@ def with_magnitude(scores: torch.Tensor, weight: torch.Tensor, prior: float) -> 
         scores: S, float32.
         weight: W, of the same shape, in any floating-point type.
         prior: how many units of score one standard deviation of the weights is worth.
+        deviation: σ(W), from `deviation_of`.
     """
-    magnitudes = weight.detach().float().abs()
-    return torch.add(scores, magnitudes, alpha=prior / float(weight.float().std().clamp_min(1e-12)))
+    return torch.add(scores, weight.detach().float().abs(), alpha=prior / deviation)
 
 
 def masks_by_kind(
@@ -67,7 +77,7 @@ def masks_by_kind(
     kinds: Sequence[str],
     sparsity: float,
     temperature: float = 1.0,
-    ranks: Sequence[torch.Tensor] | None = None,
+    ranks: Callable[[int, torch.Tensor], torch.Tensor] = lambda index, score: score,
 ) -> list[torch.Tensor]:
     """In every kind of matrix the same fraction is removed, shared between the layers by their mean scores (Eq. 4).
 
@@ -76,17 +86,16 @@ def masks_by_kind(
         kinds: what each matrix is in its layer; those of one kind share.
         sparsity: fraction to remove of every kind, exactly.
         temperature: the larger, the more alike the layers.
-        ranks: by what the weights of a matrix are ordered; by default the scores.
+        ranks: by what the weights of a matrix are ordered, given its place and its scores; by default the scores.
 
     Returns:
         One bool mask per matrix, True where a weight stays: its highest ranks.
     """
-    ranks = scores if ranks is None else ranks
     masks: dict[int, torch.Tensor] = {}
     for kind in dict.fromkeys(kinds):
         places = [index for index, name in enumerate(kinds) if name == kind]
         levels = allocate_by_score([scores[index] for index in places], 1 - sparsity, temperature)
         for index, level in zip(places, levels, strict=True):
             keep = round(level * scores[index].numel())
-            masks[index] = masks_over([ranks[index]], keep)[0]
+            masks[index] = masks_over([ranks(index, scores[index])], keep)[0]
     return [masks[index] for index in range(len(scores))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import PruningError
-from ...setting_checks import check_choices, check_not_negative, check_sparsity, is_number
+from ...setting_checks import check_choices, check_not_negative, check_positive, check_sparsity
 
 MASKINGS = ("local", "score", "global")
 SCHEDULES = {"cubic": 3, "linear": 1}
@@ -105,9 +105,8 @@ def check_static_settings(settings: Any) -> None:
     check_sparsity(settings, "sparsity")
     check_choices(settings, masking=MASKINGS, schedule=SCHEDULES)
     check_not_negative(settings, "regularization", "score_learning_rate", "magnitude_prior")
-    value = settings.temperature
-    if value is not None and not (is_number(value) and value > 0):
-        raise PruningError(f"temperature={value!r} must be a number above 0.")
+    if settings.temperature is not None:
+        check_positive(settings, "temperature")
     _check_label_words(settings)
 
 

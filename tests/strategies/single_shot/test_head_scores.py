@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
-from transformers import BertConfig, LlamaConfig, LlamaModel
+from transformers import BertConfig
 
 from hf_prune import MetaPruner, MetaPrunerConfig, PruningError, describe_model
 from hf_prune.calibration import Batch
 from hf_prune.strategies.single_shot import attention_maps
 from hf_prune.strategies.single_shot.head_scores import check_input_type, score_heads
-from tests.family_models import EVERY_HEAD
-from tests.small_models import case, scale_weights
+from tests.family_models import EVERY_HEAD, main_head
+from tests.small_models import case
 
 BERT = case("bert", "bare")
 
@@ -58,9 +58,7 @@ def test_scores_do_not_depend_on_the_order_of_examples_nor_on_padding(pruner: Me
 
 
 def test_a_group_of_heads_has_their_mean_score(pruner: MetaPruner) -> None:
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 16}
-    model = LlamaModel(LlamaConfig(vocab_size=61, num_hidden_layers=2, **sizes)).eval()
-    scale_weights(model)
+    model = main_head("llama").model(num_attention_heads=4, num_key_value_heads=2)
     blocks, batch = describe_model(model).attentions, {"input_ids": torch.arange(5, 19).reshape(2, 7)}
     for block, found in zip(blocks, score_heads(model, blocks, pruner, "single", [batch]).means(), strict=True):
         per_head = pruner.scores(attention_maps(model, batch, 16)[block.key], "single").mean(dim=0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, LlamaConfig, LlamaModel
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_prune import (
     MetaPruner,
@@ -19,7 +19,8 @@ from hf_prune import (
     prune_model,
 )
 from hf_prune.strategies.single_shot.head_scores import score_heads
-from tests.small_models import HEADS, LAYERS, Batch, case, scale_weights
+from tests.family_models import main_head
+from tests.small_models import HEADS, LAYERS, Batch, case
 
 BERT = case("bert", "classification")
 
@@ -101,11 +102,9 @@ def test_a_layer_loses_all_heads_only_where_that_is_asked_for(pruner: Path, batc
 
 
 def test_key_value_groups_go_as_wholes(pruner: Path) -> None:
-    sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 16}
-    model = LlamaModel(LlamaConfig(vocab_size=61, num_hidden_layers=2, **sizes)).eval()
-    scale_weights(model)
+    model = main_head("llama").model(num_attention_heads=8, num_key_value_heads=4)
     prune_model(model, config_for(pruner), [{"input_ids": torch.arange(5, 19).reshape(2, 7)}])
-    assert heads_of(model) == [2, 2]
+    assert heads_of(model) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, MambaConfig, PreTrainedModel
 
 from hf_prune import InfeasibleBudgetError, PruningError, UnsupportedModelError, start_pruning
-from hf_prune.gates import add_epsilon_gates, add_spectral_norm, add_weight_masks
+from hf_prune.gates import add_epsilon_gates, add_spectral_norm, add_weight_masks, epsilon_gates_of
 from tests.family_models import main_head
 from tests.gates.test_unit_gates import footprint
 from tests.strategies.snip.runs import STEPS, config
@@ -139,4 +139,11 @@ def test_an_epsilon_that_is_not_finite() -> None:
 
 def test_experts_may_be_left_out() -> None:
     model = mixtral()
-    start_pruning(model, config(params=0.95, exclude_modules=["experts"]), STEPS).abandon()
+    before, found = weights(model), footprint(model)
+    pruner: Any = start_pruning(model, config(params=0.95, exclude_modules=["experts"]), STEPS)
+    gates = epsilon_gates_of(model)
+    assert gates is not None
+    assert [mapping.kind for mapping in gates.mappings] == ["heads"] * model.config.num_hidden_layers
+    pruner.abandon()
+    assert_same(weights(model), before)
+    assert footprint(model) == found
