@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cell_arguments import passes
+from accuracy_training import Training
+from cell_arguments import passes, split_of
+from config_keys import PAPER_SCORES, config_key
 from tasks import TASKS
 
 from hf_prune import FisherPruningConfig
@@ -14,18 +18,17 @@ from hf_prune import FisherPruningConfig
 FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 RECOVERIES = ("none", "mask_tuning", "weights")
 EXAMPLES = 2048
-# The pipeline as it is by default, beside which the ablations stand.
+# The paper's scores with each recovery, beside which everything else stands.
 FULL = "full"
 ABLATION_FLOPS = (0.6, 0.4)
 # Where scores differ most.
 SMALL_FLOPS = (0.5, 0.4, 0.3, 0.2)
-# Settings that came after the first cells were measured, as they were until then: they are no part of a cell's key.
-_SINCE = {"blend": None, "labels": "data", "max_metric_drop": None, "metric": None}
+TRAINED_FLOPS = (0.3, 0.2)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One deviation from the default pipeline.
+    """One deviation from the paper's pipeline.
 
     Attributes:
         title: what it is, for the table.
@@ -35,6 +38,8 @@ class Ablation:
             of both is kept, those with the highest scores over all layers.
         flops: the budgets that it is measured at.
         recoveries: the repairs that it is measured with.
+        of_mode: whether it is a way to prune far, and no ablation of the paper's.
+        trained: whether recovery training follows, which is measured with one calibration sample only.
     """
 
     title: str
@@ -43,35 +48,39 @@ class Ablation:
     searched: bool = True
     flops: tuple[float, ...] = ABLATION_FLOPS
     recoveries: tuple[str, ...] = RECOVERIES
+    of_mode: bool = False
+    trained: bool = False
 
+
+def _mode(title: str, flops: tuple[float, ...] = SMALL_FLOPS, trained: bool = False, **settings: Any) -> Ablation:
+    return Ablation(title, settings, flops=flops, recoveries=("weights",), of_mode=True, trained=trained)
+
+
+_TRAINED: dict[str, Any] = {"flops": TRAINED_FLOPS, "trained": True}
 
 ABLATIONS = {
-    FULL: Ablation(f"default settings, {EXAMPLES:,} examples", flops=FLOPS),
+    FULL: Ablation(f"Fisher scores, {EXAMPLES:,} examples", flops=FLOPS),
     "no_search": Ablation("without search", searched=False),
-    # Whether units are rearranged by default depends on the recovery, so one of these two is always the default.
+    # Whether units are rearranged by default depends on the recovery, so one of these two is always as above.
     "rearrangement": Ablation("with rearrangement", {"rearrange": True}),
     "no_rearrangement": Ablation("without rearrangement", {"rearrange": False}),
     "uniform": Ablation("every layer alike", {"uniform": True}),
     "gradient": Ablation("importance: first-order gradient", {"importance": "gradient"}),
     "magnitude": Ablation("importance: weight magnitude", {"importance": "magnitude"}),
-    "model_labels": Ablation("the model's own labels", {"labels": "model"}, flops=SMALL_FLOPS, recoveries=("weights",)),
-    "blended": Ablation(
-        "importance: predictive and representational, blended by trial; the model's own labels",
-        {"importance": "blended", "labels": "model"},
-        flops=SMALL_FLOPS,
-        recoveries=("weights",),
+    "model_labels": _mode("Fisher scores, the model's own labels", labels="model"),
+    "blended": _mode(
+        "Fisher scores and contributions, blended by trial, the model's own labels",
+        importance="blended",
+        labels="model",
     ),
-    "after_refit": Ablation(
-        "importance: what is lost after the refit",
-        {"importance": "after_refit"},
-        flops=SMALL_FLOPS,
-        recoveries=("weights",),
+    "after_refit": _mode("scores after the refit", importance="after_refit"),
+    "after_refit_model_labels": _mode(
+        "scores after the refit, the model's own labels", importance="after_refit", labels="model"
     ),
-    "after_refit_model_labels": Ablation(
-        "importance: what is lost after the refit, with the model's own labels",
-        {"importance": "after_refit", "labels": "model"},
-        flops=SMALL_FLOPS,
-        recoveries=("weights",),
+    "iterative": _mode("scores after the refit, iterative", importance="after_refit", iterative=True),
+    "full_trained": _mode("Fisher scores, then recovery training", **_TRAINED),
+    "after_refit_trained": _mode(
+        "scores after the refit, then recovery training", **_TRAINED, importance="after_refit"
     ),
     "512_examples": Ablation("512 examples", examples=512),
     "4096_examples": Ablation("4,096 examples", examples=4096),
@@ -96,6 +105,7 @@ class Request:
         max_calibration: an upper limit on calibration examples; None for none.
         settings: fields of the configuration that differ from its defaults.
         tag: a name for the state of the code that is measured.
+        training: settings of the recovery training.
     """
 
     split: str
@@ -103,6 +113,24 @@ class Request:
     max_calibration: int | None
     settings: Mapping[str, Any]
     tag: str
+    training: Training = field(default_factory=Training)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, training: Training | None = None) -> Request:
+        """What the options ask for.
+
+        Raises:
+            ValueError: a value that is not JSON.
+        """
+        settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+        split = split_of(arguments)
+        return cls(
+            split, arguments.max_eval, arguments.max_calibration, settings, arguments.tag, training or Training()
+        )
+
+    def examples(self, wanted: int) -> int:
+        """Calibration examples, of as many as are wanted."""
+        return wanted if self.max_calibration is None else min(wanted, self.max_calibration)
 
 
 @dataclass(frozen=True)
@@ -119,8 +147,7 @@ class Cell:
     @property
     def examples(self) -> int:
         """Calibration examples."""
-        wanted, limit = ABLATIONS[self.ablation].examples, self.request.max_calibration
-        return wanted if limit is None else min(wanted, limit)
+        return self.request.examples(ABLATIONS[self.ablation].examples)
 
     @property
     def searched(self) -> bool:
@@ -130,12 +157,17 @@ class Cell:
     @property
     def config(self) -> FisherPruningConfig:
         """The configuration that is measured."""
-        settings = {**self.request.settings, **ABLATIONS[self.ablation].settings}
+        settings = {**PAPER_SCORES, **self.request.settings, **ABLATIONS[self.ablation].settings}
         return FisherPruningConfig(flops=self.flops, recovery=self.recovery, **settings)
 
     @property
+    def training(self) -> Training | None:
+        """The recovery training that follows; None for none."""
+        return self.request.training if ABLATIONS[self.ablation].trained else None
+
+    @property
     def sample(self) -> tuple[str, int, int]:
-        """Cells with the same value share their calibration sample and its gradients."""
+        """Cells with the same value share their calibration sample, and what is measured on it."""
         return self.task, self.seed, self.examples
 
     @property
@@ -150,6 +182,7 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that the measured numbers depend on, except for the code."""
+        config, training = self.config, self.training
         return {
             "task": self.task,
             "split": self.request.split,
@@ -157,13 +190,15 @@ class Cell:
             "examples": self.examples,
             "seed": self.seed,
             "searched": self.searched,
-            "config": dict(item for item in self.config.to_dict().items() if item not in _SINCE.items()),
+            # Whether rearrangement was asked for or is the default, the model is the same.
+            "config": config_key(config) | {"rearrange": config.rearranges or config.rearrange},
             "tag": self.request.tag,
+            **({"training": asdict(training)} if training is not None else {}),
         }
 
 
 def cells_of(request: Request, seeds: int, allowed: Mapping[str, Collection[str]]) -> list[Cell]:
-    """The cells that pass the filters, those that share gradients next to each other."""
+    """The cells that pass the filters, those that share a calibration sample next to each other."""
     cells = [cell for cell in _every_cell(request, seeds) if passes(cell, allowed)]
     return sorted(cells, key=lambda cell: list(TASKS).index(cell.task) * 10**9 + cell.seed * 10**6 + cell.examples)
 
@@ -173,5 +208,5 @@ def _every_cell(request: Request, seeds: int) -> Iterator[Cell]:
         for name, ablation in ABLATIONS.items():
             for flops in ablation.flops:
                 for recovery in ablation.recoveries:
-                    for seed in range(seeds):
+                    for seed in range(min(seeds, 1) if ablation.trained else seeds):
                         yield Cell(task, flops, recovery, name, seed, request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accuracy_cells import FLOPS, FULL
-from accuracy_tables import AccuracyResults
+from accuracy_results import AccuracyResults
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tasks import TASKS

@@ -1,4 +1,4 @@
-"""Three small real models that are not BERT, with what they were made for: data to calibrate on and a score on data
+"""Small real models that are not BERT, with what they were made for: data to calibrate on and a score on data
 that was not calibrated on.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -119,6 +120,19 @@ class Sorter(Subject):
             for _ in range(SORTED_LENGTH):
                 ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
         return float((ids[:, SORTED_LENGTH:] == self._inputs.sort(1).values).all(1).sum())
+
+
+class SortingPerplexity(Sorter):
+    """The same GPT-2, judged by how likely it finds the sorted digits, which tells more where none is missed."""
+
+    metric = "perplexity of the sorted digits"
+    lower_is_better = True
+
+    def score(self, model: PreTrainedModel) -> float:
+        wanted = self._inputs.sort(1).values
+        with torch.inference_mode():
+            logits = model(input_ids=torch.cat([self._inputs, wanted[:, :-1]], dim=1)).logits[:, SORTED_LENGTH - 1 :]
+            return float(functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()).exp())
 
 
 class Digits(Subject):

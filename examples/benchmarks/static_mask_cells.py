@@ -74,7 +74,8 @@ class Settings:
     """How the models are trained. Every model gets the same rows and the same number of optimizer steps.
 
     Rates are learning rates; `..._end` is the share of the steps after which the sparsity is reached, `frequency` the
-    number of steps between two choices of masks that learn.
+    number of steps between two choices of masks that learn. Before `movement_begin` nothing is pruned, so that movement
+    pruning has scores and a head to go by (its authors' warm-up).
     """
 
     rows: int = 8000
@@ -82,10 +83,12 @@ class Settings:
     steps: int = 375
     rate: float = 5e-5
     movement_score_rate: float = 1e-2
-    static_score_rate: float = 2e-2
+    static_score_rate: float = 5e-2
     head_rate: float = 5e-4
     regularization: float = 50.0
     magnitude_prior: float = 10.0
+    movement_begin: float = 0.3
+    movement_end: float = 0.7
     weights_end: float = 0.5
     static_end: float = 0.7
     frequency: int = 5
@@ -137,13 +140,12 @@ class Cell:
 
 def _weight_options(settings: Settings, kind: str, remaining: float) -> dict[str, Any]:
     """The weights are trained, and pruned on the way."""
-    options: dict[str, Any] = {"strategy": kind, "sparsity": _sparsity(remaining), "end": settings.weights_end}
+    options: dict[str, Any] = {"strategy": kind, "sparsity": _sparsity(remaining)}
     if kind == MAGNITUDE:
         # As the others, which leave embeddings and poolers alone by default.
-        options["target_modules"] = LAYERS
-    else:
-        options |= {"score_learning_rate": settings.movement_score_rate, "frequency": settings.frequency}
-    return options
+        return options | {"target_modules": LAYERS, "end": settings.weights_end}
+    schedule = {"begin": settings.movement_begin, "end": settings.movement_end, "frequency": settings.frequency}
+    return options | {"score_learning_rate": settings.movement_score_rate, **schedule}
 
 
 def _static_options(settings: Settings, kind: Kind, remaining: float, label_words: str) -> dict[str, Any]:

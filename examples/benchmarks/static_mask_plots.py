@@ -56,10 +56,10 @@ def plot_layers(entries: Mapping[str, Entry], path: Path) -> None:
             layers = np.arange(1, len(found[kind]) + 1)
             axes.plot(layers, 100 * found[kind], color=colours[title], marker="o", markersize=4, label=title)
         axes.set_title(kind, fontsize=9, color=INK)
-        axes.set_ylim(bottom=0)  # so that small differences look small
         label_lines(axes, "layer", "remaining, %")
     for axes in panels[len(kinds) :]:
         axes.set_axis_off()
+    figure.axes[0].set_ylim(bottom=0)  # of all panels, once they hold their lines: small differences look small
     add_legend(figure.axes[0])
     finish(figure, f"Remaining weights by layer, {_task_title(entries)}", path)
 

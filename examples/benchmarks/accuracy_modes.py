@@ -1,0 +1,94 @@
+"""The ways to prune far, side by side: what each loses at every budget, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+from accuracy_cells import ABLATIONS, EXAMPLES, FULL, SMALL_FLOPS
+from accuracy_results import AccuracyResults, Summary
+from markdown_tables import markdown_table
+from tasks import TASKS
+
+# The largest mean loss over the tasks, in points, that is aimed at without training.
+TARGETS = {0.5: 0.5, 0.4: 1.0, 0.3: 2.0, 0.2: 5.0}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way.
+
+    Attributes:
+        title: for people.
+        ablation, recovery: of its cells.
+    """
+
+    title: str
+    ablation: str
+    recovery: str = "weights"
+
+    @property
+    def trained(self) -> bool:
+        """Whether recovery training follows."""
+        return ABLATIONS[self.ablation].trained
+
+
+MODES = (
+    Mode("the paper: Fisher scores, rearranged, mask tuning", FULL, "mask_tuning"),
+    Mode("Fisher scores", FULL),
+    *(Mode(ablation.title, name) for name, ablation in ABLATIONS.items() if ablation.of_mode),
+)
+
+
+def mode_parts(results: AccuracyResults, rows: str) -> Iterator[str]:
+    """A table for every task and one for their mean, if anything of them was measured.
+
+    Args:
+        results: what was measured.
+        rows: on which.
+    """
+    scopes: list[str | None] = [*([None] if len(results.tasks) > 1 else []), *results.tasks]
+    for scope in scopes:
+        found = {mode: _summaries(results, scope, mode) for mode in MODES}
+        if any(mode.ablation != FULL and any(summaries) for mode, summaries in found.items()):
+            title = "mean loss over the tasks in points" if scope is None else f"{TASKS[scope].title}, {rows}"
+            yield f"## Modes, with the refit unless it says otherwise: {title}"
+            yield _table(found, scope)
+            yield _verdict(found) if scope is None else ""
+
+
+def _summaries(results: AccuracyResults, scope: str | None, mode: Mode) -> list[Summary | None]:
+    return [results.summary(scope, flops, mode.recovery, mode.ablation) for flops in SMALL_FLOPS]
+
+
+def _table(found: dict[Mode, list[Summary | None]], scope: str | None) -> str:
+    rows = [
+        [mode.title, *("–" if summary is None else str(summary) for summary in summaries), _seconds(summaries)]
+        for mode, summaries in found.items()
+        if any(summaries)
+    ]
+    if scope is None:
+        rows.append(["target without training", *(f"≤ {TARGETS[flops]}" for flops in SMALL_FLOPS), ""])
+    return markdown_table([f"{EXAMPLES:,} examples, FLOPs", *map(str, SMALL_FLOPS), "seconds"], rows)
+
+
+def _seconds(summaries: list[Summary | None]) -> str:
+    """The mean over the budgets."""
+    known = [summary.seconds for summary in summaries if summary is not None and summary.seconds is not None]
+    return f"{fmean(known):.0f}" if known else "–"
+
+
+def _verdict(found: dict[Mode, list[Summary | None]]) -> str:
+    """Which modes reach the targets, by budget."""
+    parts = []
+    for place, flops in enumerate(SMALL_FLOPS):
+        measured = {mode: summaries[place] for mode, summaries in found.items() if not mode.trained}
+        able = [
+            mode.title
+            for mode, summary in measured.items()
+            if summary is not None and summary.loss.mean <= TARGETS[flops]
+        ]
+        if any(measured.values()):
+            parts.append(f"at {flops} by {'; '.join(able) or 'none'}")
+    return f"Target reached {', '.join(parts)}." if parts else ""

@@ -1,0 +1,106 @@
+"""The accuracy table's numbers: means over calibration seeds, per task and over the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from accuracy_cells import ABLATIONS, FLOPS, RECOVERIES, Cell
+from intervals import Estimate
+from tasks import TASKS
+
+Measured = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting over the seeds.
+
+    Attributes:
+        task: the task's name, or None for the mean over all tasks.
+        accuracy: in percent.
+        loss: the dense model's accuracy minus this one's, in points.
+        seeds: how many samples.
+        seconds: of pruning and, where it follows, recovery training, on average; None where no cell says.
+    """
+
+    task: str | None
+    flops: float
+    recovery: str
+    ablation: str
+    accuracy: Estimate
+    loss: Estimate
+    seeds: int
+    seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Accuracy and loss of a task, or the loss over all."""
+        return f"{self.accuracy} ({-self.loss.mean:+.2f})" if self.task else str(self.loss)
+
+
+class AccuracyResults:
+    """Measured cells, summed up.
+
+    Args:
+        measured: what was measured, by cell.
+    """
+
+    def __init__(self, measured: Sequence[tuple[Cell, Measured]]) -> None:
+        self._found = {
+            (cell.task, cell.flops, cell.recovery, cell.ablation, cell.seed): values for cell, values in measured
+        }
+        self.tasks = [task for task in TASKS if any(key[0] == task for key in self._found)]
+        self.recoveries = [recovery for recovery in RECOVERIES if any(key[2] == recovery for key in self._found)]
+        self._seeds = sorted({key[4] for key in self._found})
+
+    def summary(self, task: str | None, flops: float, recovery: str, ablation: str) -> Summary | None:
+        """One setting; None where nothing, or for the mean over the tasks not every task, was measured."""
+        tasks = [task] if task else self.tasks
+        found = [self._of_seed(tasks, flops, recovery, ablation, seed) for seed in self._seeds]
+        complete = [cells for cells in found if cells]
+        if not complete:
+            return None
+        accuracy, loss = (Estimate.of([fmean(map(of, cells)) for cells in complete]) for of in (_accuracy, _loss))
+        times = [_seconds(cell) for cells in complete for cell in cells if "seconds" in cell]
+        seconds = fmean(times) if times else None
+        return Summary(task, flops, recovery, ablation, accuracy, loss, len(complete), seconds)
+
+    def summaries(self) -> Iterator[Summary]:
+        """Every setting of every task and of their mean."""
+        scopes: list[str | None] = [*self.tasks, *([None] if len(self.tasks) > 1 else [])]
+        for scope in scopes:
+            for ablation in ABLATIONS:
+                for flops in FLOPS:
+                    for recovery in self.recoveries:
+                        found = self.summary(scope, flops, recovery, ablation)
+                        if found is not None:
+                            yield found
+
+    def dense(self, task: str) -> tuple[float, int]:
+        """Accuracy of the dense model in percent, and the number of rows it was measured on."""
+        values = next(values for key, values in self._found.items() if key[0] == task)
+        return 100 * values["dense_correct"] / values["rows"], values["rows"]
+
+    def _of_seed(self, tasks: Sequence[str], flops: float, recovery: str, ablation: str, seed: int) -> list[Measured]:
+        """The cells of some tasks with the calibration samples of one seed; none unless they are all there."""
+        cells = [self._found.get((task, flops, recovery, ablation, seed)) for task in tasks]
+        found = [cell for cell in cells if cell is not None]
+        return found if len(found) == len(cells) else []
+
+
+def _accuracy(cell: Measured) -> float:
+    return 100 * cell["correct"] / cell["rows"]
+
+
+def _loss(cell: Measured) -> float:
+    return 100 * (cell["dense_correct"] - cell["correct"]) / cell["rows"]
+
+
+def _seconds(cell: Measured) -> float:
+    return cell["seconds"] + cell.get("training_seconds", 0.0)
