@@ -40,7 +40,9 @@ def prune_model(
     `hf_prune.metric_floor`; the result's `curve` has all of them.
 
     Args:
-        model: a fine-tuned model of a supported family, with its task head; of any family for single weights.
+        model: a fine-tuned model of a supported family, with its task head; of any family for single weights. One
+            that Accelerate offloads to memory or disk (`device_map`) stays so: one layer at a time is loaded, and cut
+            whenever it is.
         config: the strategy and its budget, `FisherPruningConfig(flops=0.5)` for instance.
         calibration_data: a `datasets.Dataset` of tokenised rows, a `DataLoader`, or any iterable of batches; some
             hundred to a few thousand training examples, with labels where the strategy's scores need a loss.

@@ -93,7 +93,7 @@ def copy_in_memory(module: ModuleT) -> ModuleT:
         # Not by Accelerate's own function: it leaves each module a reference to itself, which keeps the weights alive.
         forward = part.__dict__.pop("_old_forward")
         del part._hf_hook, part.__dict__["forward"]
-        if forward.__func__ is not type(part).forward:
+        if getattr(forward, "__func__", None) is not type(part).forward:  # a cut has replaced it
             part.forward = forward
     if hooked:
         copied.register_forward_pre_hook(partial(_to_device, device_of(copied)), with_kwargs=True)

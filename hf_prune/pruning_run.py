@@ -153,7 +153,9 @@ class PruningRun:
             cut = replace(cut, plan=drop_identity_layers(self.model, self.anatomy, cut.plan, batch))
             log = apply_plan(self.model, self.anatomy, cut.plan, cut.repairs, batch)
         with undone_on_failure(self.model, log, trained):
-            timed = timed and not is_offloaded(self.model)  # that would be the time that loading takes
+            notes = cut.notes
+            if timed and is_offloaded(self.model):
+                timed, notes = False, (*notes, "The latency was not measured: it would be the time that loading takes.")
             latencies, setting = self._timing(config, cut, log) if timed else (None, None)
             report = build_report(
                 model=self.model,
@@ -164,7 +166,7 @@ class PruningRun:
                 latencies=latencies,
                 latency_setting=setting,
                 metrics={"dense": self.dense_metrics} if self.dense_metrics else {},
-                notes=cut.notes,
+                notes=notes,
             )
             write_metadata(self.model, self.anatomy, cut.plan, config.to_dict(), report.costs(), report.metrics)
             yield CutModel(cut, report, log)

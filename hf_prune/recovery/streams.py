@@ -102,7 +102,7 @@ def open_streams(
 def _positions_read(model: PreTrainedModel, segment: Segment, inputs: Batch, valid: torch.Tensor) -> torch.Tensor:
     """The positions of the segment's output that matter: all where that cannot be told in the shape of `valid`."""
     seen = positions_read(model, segment, inputs)
-    return seen if seen.shape == valid.shape else torch.ones_like(valid)
+    return seen.to(valid.device) if seen.shape == valid.shape else torch.ones_like(valid)
 
 
 def few_examples(batch: Batch) -> Batch:
@@ -152,7 +152,7 @@ def counted_rows(values: torch.Tensor, stream: Stream) -> torch.Tensor:
     All rows of values that are laid out in another way (windows of an image). Always a copy, since modelling code may
     add to its tensors in place, in float32 or better.
     """
-    flat, counted = values.flatten(0, -2), stream.counted
+    flat, counted = values.flatten(0, -2), stream.counted.to(values.device)
     matches = values.shape[:-1] == counted.shape or (values.dim() == 2 and len(values) == counted.numel())
     rows = flat[counted.flatten()] if matches else flat.clone()
     return rows if rows.dtype == torch.float64 else rows.float()

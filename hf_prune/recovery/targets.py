@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ..anatomy import Block, ModelAnatomy, Tap, linear_at
 from ..anatomy.layer_calls import Forward, LayerCall, StopForward, hidden_of, replaced_forwards, run_model
 from ..anatomy.reading import has_path
+from ..offloading import device_of
 from .streams import Stream, counted_rows
 
 # "sum": the layer's input plus the outputs of its blocks so far; "tap": what the layout's tap shows; "output": the
@@ -189,9 +190,10 @@ def find_targets(layer: nn.Module, steps: Sequence[Step], stream: Stream) -> Non
     """
     watch = _Watch(partial(counted_rows, stream=stream))
     summed = any(step.target == "sum" for step in steps)
-    total = counted_rows(stream.dense, stream) if summed else torch.zeros(())
+    entered = stream.dense.to(device_of(layer))
+    total = counted_rows(entered, stream) if summed else torch.zeros(())
     with watch.on(layer, [step.block for step in steps], [step.block for step in steps if step.target == "tap"]):
-        stream.dense = stream.dense_calls[0].run(layer, stream.dense)
+        stream.dense = stream.dense_calls[0].run(layer, entered)
     for step in steps:
         key = step.block.key
         if step.target == "sum":
@@ -215,6 +217,7 @@ def block_inputs(
     watched = [earlier.block for earlier in steps[:index]] if step.target == "sum" else tapped
     watch = _Watch(partial(counted_rows, stream=stream), stop=True)
     inputs: list[torch.Tensor] = []
+    entered = stream.pruned.to(device_of(layer))
 
     def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         inputs.append(counted_rows(args[0], stream))
@@ -224,11 +227,11 @@ def block_inputs(
     handle = linear_at(layer, step.block.output).register_forward_pre_hook(keep)
     try:
         with watch.on(layer, watched, tapped), suppress(StopForward):
-            stream.pruned_calls[0].run(layer, stream.pruned)
+            stream.pruned_calls[0].run(layer, entered)
     finally:
         handle.remove()
     if tapped:
         return inputs[0], watch.taps[key] - watch.outputs[key]
     if step.target == "sum":
-        return inputs[0], sum(watch.outputs.values(), start=counted_rows(stream.pruned, stream))
+        return inputs[0], sum(watch.outputs.values(), start=counted_rows(entered, stream))
     return inputs[0], inputs[0].new_zeros(())

@@ -77,8 +77,8 @@ class FisherPruningConfig(MetricBudgetConfig):
     refit_examples: int | None = field(
         default=1024,
         metadata={
-            "help": "Calibration examples used for the repair, None for all. Their hidden states are kept in memory"
-            " four times."
+            "help": "Calibration examples used for the repair, None for all. Their hidden states are kept four times,"
+            " in memory or, where the model's weights are offloaded, in files."
         },
     )
 
