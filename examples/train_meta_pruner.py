@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind in ("single", "pair")
         }
     train_meta_pruner(model, datasets, training_args, accelerator=accelerator, resume=model_args.resume)
+    accelerator.end_training()  # a process that exits with its group can abort
 
 
 if __name__ == "__main__":

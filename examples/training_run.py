@@ -54,6 +54,7 @@ def run_training(trainer: Trainer, callback: PruningCallback | None, dataset_nam
     if trainer.args.do_train:
         card = {"dataset": dataset_name} if dataset_name else {}
         save(trainer, None if callback is None else callback.result, metrics, card)
+    trainer.accelerator.end_training()  # a process that exits with its group can abort
 
 
 def average_losses(trainer: Trainer) -> None:

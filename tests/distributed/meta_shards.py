@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from hf_prune import MetaPruner, MetaPrunerConfig, MetaTrainingArguments, train_meta_pruner
+from tests.distributed.ending import end_processes
 from tests.strategies.single_shot.planted import planted_model, texts
 
 UPDATES, PER_UPDATE = 4, 2
@@ -49,3 +50,4 @@ def train(accelerator: Accelerator, folder: Path, updates: int) -> MetaPruner:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_processes()

@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from hf_prune import FisherPruningConfig, prune_model
+from tests.distributed.ending import end_processes
 from tests.distributed.small_bert import small_model
 
 SETTINGS = {
@@ -43,3 +44,4 @@ def main(folder: str, unreachable: bool) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], unreachable="unreachable" in sys.argv)
+    end_processes()

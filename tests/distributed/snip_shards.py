@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_prune import PruningCallback, SnipPruningConfig
+from tests.distributed.ending import end_processes
 from tests.distributed.small_bert import small_model
 from tests.distributed.train_shards import rows, write
 
@@ -52,3 +53,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_processes()

@@ -10,6 +10,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from hf_prune import PruningCallback, StaticMaskConfig, StaticPruningConfig
+from tests.distributed.ending import end_processes
 from tests.distributed.small_bert import small_model
 from tests.distributed.train_shards import STEPS, TOTAL_BATCH, rows, write
 
@@ -52,3 +53,4 @@ def train_all(folder: Path) -> None:
 
 if __name__ == "__main__":
     train_all(Path(sys.argv[1]))
+    end_processes()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_prune import L0PruningConfig, MagnitudePruningConfig, MovementPruningConfig, PruningCallback, PruningConfig
+from tests.distributed.ending import end_processes
 from tests.distributed.small_bert import small_model
 
 CONFIGS: dict[str, PruningConfig] = {
@@ -98,3 +99,4 @@ def distributed() -> bool:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_processes()
