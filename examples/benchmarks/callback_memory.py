@@ -37,7 +37,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = benchmark_parser(__doc__)
     add_batch_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=5, help="processes for each; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="processes for each; default: %(default)s")
     parser.add_argument("--measure", choices=VARIANTS, help="measure only this, in this process, and print the bytes")
     return parser.parse_args(argv)
 
