@@ -1,11 +1,10 @@
 """SNIP (Lin et al. 2020): all-MiniLM-L6-v2 loses heads and FFNs while it is fine-tuned on SST-2 and MRPC, in float32.
 
-One training is one whole curve: ordinary fine-tuning, then iterations, each of which closes what puts out least,
-removes it and retrains. Every size on the way is kept as an ordinary checkpoint, read back and evaluated. On SST-2
-heads and FFNs go together, with and without spectral normalisation, until 25 % of the attention and FFN parameters are
-left, and each of them alone until half of its own are. On MRPC they go together, with spectral normalisation. Full
-fine-tuning makes as many steps as these trainings. An iteration on SST-2 has 4,000 rows that no other one has; on MRPC
-it makes three passes over all 3,200 rows.
+A model that is fine-tuned in full loses heads and FFNs in iterations, each of which closes what puts out least, removes
+it and retrains: one training is one whole curve. Every size on the way is kept as an ordinary checkpoint, read back and
+evaluated. On SST-2 heads and FFNs go together, with and without spectral normalisation, until 25 % of the attention and
+FFN parameters are left, and each of them alone until half of its own are. On MRPC they go together, with spectral
+normalisation. An iteration on SST-2 has 4,000 rows that no other one has; on MRPC it is a pass over all 3,200 rows.
 
 The tables have the size and the score of every level, the simplest model within a point (the paper's Table 2) and how
 large the mappings' outputs are; the pictures are the curves (Figure 3), maps of what is left in which layer (Figure 4)
@@ -46,7 +45,7 @@ STUDY = Study(
     name="snip",
     seeds=1,
     only="task=sst2,mrpc kind=dense,joint,joint-normalised,heads,feed_forward seed=0",
-    explained="how all models are trained, see Settings in snip_cells.py: k=4 spectral_bound=8 mrpc_steps=100",
+    explained="how all models are trained, see Settings in snip_cells.py: k=4 spectral_bound=8 mrpc_steps=300",
     settings=Settings(),
     fields=FIELDS,
     cells_of=cells_of,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cell_arguments import passes
@@ -49,17 +49,20 @@ FIELDS: dict[str, Collection[Any] | None] = {"task": TABLES, "kind": KINDS, "see
 class Settings:
     """How all models are trained.
 
-    A curve is so many iterations and, before them, as many steps of fine-tuning as each of them has. An iteration that
-    removes FFNs only always removes one, so that these curves take fewer. Full fine-tuning makes the steps of
-    `iterations` iterations, too. `rate` is a learning rate, `dense_rate` that of full fine-tuning; what is not
-    explained here is the strategy's, see `SnipPruningConfig` (`k` for heads, `ffn_k` for FFNs). An FFN of this model is
-    a ninth of the cost: with `most` below that, none would go as long as there are heads that are used less.
+    A curve starts from the model that full fine-tuning has made, `sst2_dense` and `mrpc_dense` steps of it. It is so
+    many iterations and, before them, as many steps as each of them has, in which spectral norms come below their bound.
+    An iteration that removes FFNs only always removes one, so that these curves take fewer. `rate` is a learning rate,
+    `dense_rate` that of full fine-tuning; what is not explained here is the strategy's, see `SnipPruningConfig` (`k`
+    for heads, `ffn_k` for FFNs). An FFN of this model is a ninth of the cost: with `most` below that, none would go as
+    long as there are heads that are used less.
     """
 
     sst2_rows: int = 52000
+    sst2_dense: int = 1625
     sst2_steps: int = 125
     mrpc_rows: int = 3200
-    mrpc_steps: int = 300
+    mrpc_dense: int = 300
+    mrpc_steps: int = 100
     batch: int = 32
     schedule: str = "linear"
     rate: float = 1e-4
@@ -68,7 +71,7 @@ class Settings:
     ffn_iterations: int = 3
     gated: float = 0.5
     measured: float = 0.25
-    k: int = 2
+    k: int = 3
     ffn_k: int = 1
     theta: float = 0.95
     most: float = 0.12
@@ -83,6 +86,10 @@ class Settings:
     def steps(self, task: str) -> int:
         """Steps of an iteration."""
         return self.sst2_steps if task == "sst2" else self.mrpc_steps
+
+    def dense_steps(self, task: str) -> int:
+        """Steps of full fine-tuning."""
+        return self.sst2_dense if task == "sst2" else self.mrpc_dense
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,16 @@ class Cell:
     def run(self) -> Run:
         """The training."""
         settings, kind = self.request.settings, KINDS[self.kind]
-        iterations = settings.ffn_iterations if kind.units == "feed_forward" else settings.iterations
         stretch = settings.steps(self.task)
-        rate = settings.dense_rate if kind.units is None else settings.rate
-        options = _snip_options(settings, kind, iterations)
-        options |= classification_options(settings.batch, stretch * (iterations + 1), rate, self.seed)
+        if kind.units is None:
+            steps, rate, parent = settings.dense_steps(self.task), settings.dense_rate, None
+            strategy: dict[str, Any] = {}
+        else:
+            iterations = settings.ffn_iterations if kind.units == "feed_forward" else settings.iterations
+            steps, rate = stretch * (iterations + 1), settings.rate
+            parent = replace(self, kind=DENSE).run
+            strategy = _snip_options(settings, kind, iterations)
+        options = strategy | classification_options(settings.batch, steps, rate, self.seed)
         options |= {
             # Grouped by length, batches would become shorter for dozens of steps on end, and outputs smaller with them:
             # where ε is estimated and where gates close, other lengths would be seen.
@@ -126,8 +138,10 @@ class Cell:
             "save_steps": stretch,
             "save_total_limit": 1,
         }
-        files = {"train_file": self.task, "model_name_or_path": "minilm"}
-        return Run("text_classification.py", f"{self.task}-{self.kind}", options, files)
+        files = {"train_file": self.task}
+        if parent is None:
+            files["model_name_or_path"] = "minilm"
+        return Run("text_classification.py", f"{self.task}-{self.kind}", options, files, parent)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the measured numbers depend on, except for the code."""
@@ -135,9 +149,7 @@ class Cell:
 
 
 def _snip_options(settings: Settings, kind: Kind, iterations: int) -> dict[str, Any]:
-    """The strategy's; none where nothing is removed."""
-    if kind.units is None:
-        return {}
+    """The strategy's."""
     options: dict[str, Any] = {"strategy": "snip", "units": kind.units, "params": kind.params, "iterations": iterations}
     options["k"] = settings.ffn_k if kind.units == "feed_forward" else settings.k
     if kind.units == "joint":

@@ -56,7 +56,7 @@ def _caption(results: StudyResults, task: str, split: str) -> str:
     count, rows = len(models[0].labels), "dev" if split == "dev" else "held-out train"
     width = 100 * binomial_half_width(models[0].metrics["accuracy"] / 100, count)
     scores = [
-        f" Full fine-tuning{f' (seed {seed})' if seed else ''} for as many steps as {KINDS[JOINT].title} take:"
+        f" Full fine-tuning{f' (seed {seed})' if seed else ''}, where the curves start:"
         f" {', '.join(f'{name} {value:.2f}' for name, value in _shown(task, model).items())}."
         for seed, model in dense.items()
         if model is not None

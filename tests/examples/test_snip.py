@@ -45,22 +45,24 @@ def test_every_training_of_the_issue_is_a_cell() -> None:
 def test_curves_differ_in_nothing_but_what_they_are_about() -> None:
     normalised, without = run_options(NORMALISED), run_options(JOINT)
     assert {name for name in normalised if normalised[name] != without[name]} == {"spectral_norm"}
-    assert (without["spectral_norm"], without["params"], without["k"], without["k_feed_forward"]) == (None, 0.25, 2, 1)
+    assert (without["spectral_norm"], without["params"], without["k"], without["k_feed_forward"]) == (None, 0.25, 3, 1)
     heads, ffns = run_options(HEADS), run_options(FFNS)
-    assert (heads["units"], heads["k"], ffns["units"], ffns["k"]) == ("heads", 2, "feed_forward", 1)
+    assert (heads["units"], heads["k"], ffns["units"], ffns["k"]) == ("heads", 3, "feed_forward", 1)
     assert "k_feed_forward" not in heads.keys() | ffns.keys()
     assert "strategy" not in run_options(DENSE)
     # Lengths that change in the course of an iteration would decide which gates close.
     assert {cell.run.options["train_sampling_strategy"] for cell in cells_of(REQUEST, 1, {})} == {"random"}
 
 
-def test_full_fine_tuning_makes_as_many_steps_as_a_joint_curve() -> None:
+def test_curves_start_from_the_fine_tuned_model() -> None:
     settings = Settings()
-    for task, steps in (("sst2", settings.sst2_steps), ("mrpc", settings.mrpc_steps)):
-        dense, joint = run_options(DENSE, task), run_options(NORMALISED, task)
-        assert dense["max_steps"] == joint["max_steps"] == (settings.iterations + 1) * steps
-        assert joint["warmup_steps"] < steps
-        assert joint["save_steps"] == steps
+    lengths = {"sst2": (settings.sst2_dense, settings.sst2_steps), "mrpc": (settings.mrpc_dense, settings.mrpc_steps)}
+    for task, (whole, stretch) in lengths.items():
+        dense, joint = Cell(task, DENSE, 0, REQUEST).run, Cell(task, NORMALISED, 0, REQUEST).run
+        assert (dense.parent, joint.parent) == (None, dense)
+        assert dense.options["max_steps"] == whole
+        assert joint.options["max_steps"] == (settings.iterations + 1) * stretch
+        assert joint.options["warmup_steps"] < stretch == joint.options["save_steps"]
     assert run_options(FFNS)["max_steps"] == (settings.ffn_iterations + 1) * settings.sst2_steps
 
 
@@ -261,7 +263,8 @@ def test_curves_are_trained_measured_and_drawn(
 
     monkeypatch.setattr(Runner, "_execute", in_this_process)
     places = ["--models", files / "models", "--data", pairs, "--cache", files / "cache"]
-    lengths = ["sst2_rows=16", "sst2_steps=4", "mrpc_rows=30", "mrpc_steps=4", "batch=4", "iterations=2"]
+    lengths = ["sst2_rows=16", "sst2_dense=6", "sst2_steps=4", "mrpc_rows=30", "mrpc_dense=6", "mrpc_steps=4"]
+    lengths += ["batch=4", "iterations=2"]
     output = files / "out" / "snip.json"
     options = [*map(str, places), "--set", *lengths, "spectral_bound=0.5", "--output", str(output), "--only"]
 
@@ -284,6 +287,7 @@ def test_curves_are_trained_measured_and_drawn(
     assert largest_value(folder / levels[0]["folder"]) < 0.55
     reported("task=sst2", "kind=joint")
     measured("sst2", JOINT, 24)
+    assert len(commands) == 4  # full fine-tuning of both tasks, and a curve of each
     assert {path.name for path in output.parent.glob("*.png")} == {
         f"snip_{name}.png"
         for name in (
@@ -291,11 +295,10 @@ def test_curves_are_trained_measured_and_drawn(
             *("sst2_curves", "sst2_maxima", "sst2_joint_map"),
         )
     }
-    assert len(commands) == 3
     assert report.endswith(reported("task=mrpc", "kind=dense,joint-normalised", "--finished"))
     held_out = reported("task=mrpc", "kind=dense,joint-normalised", "--held-out")
     assert held_out.startswith(f"## MRPC\n\n{PAIRS // 9} held-out train rows")
-    assert len(commands) == 3
+    assert len(commands) == 4
 
 
 def largest_value(folder: Path) -> float:
