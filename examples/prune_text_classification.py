@@ -4,6 +4,8 @@
         --validation_file dev.tsv --text_columns sentence --output_dir small --flops 0.5
     python examples/prune_text_classification.py --model_name_or_path someone/bert-sst2 --dataset_name nyu-mll/glue \\
         --dataset_config_name sst2 --text_columns sentence --output_dir small --flops 0.5
+
+`accelerate launch` shares the calibration rows out over its processes; the first one writes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import csv
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
 
@@ -31,6 +34,7 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     examples: int = field(default=2048, metadata={"help": "Calibration examples."})
+    use_cpu: bool = field(default=False, metadata={"help": "Work on the CPU also where there is a GPU."})
 
 
 def parse_arguments() -> tuple[ScriptArguments, PruningConfig]:
@@ -51,9 +55,9 @@ def load_rows(arguments: ScriptArguments) -> DatasetDict:
 
 def main() -> None:
     arguments, config = parse_arguments()
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.model_name_or_path)
+    accelerator = Accelerator(cpu=arguments.use_cpu)
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.model_name_or_path).to(accelerator.device)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
-    rows = load_rows(arguments)
 
     def label_id(label: Any) -> int:
         return model.config.label2id[label] if label in model.config.label2id else int(label)
@@ -65,18 +69,26 @@ def main() -> None:
     def tokenized(split: Dataset) -> Dataset:
         return split.map(tokenize, batched=True, remove_columns=split.column_names)
 
+    with accelerator.main_process_first():  # the others read what the first one leaves in the cache
+        rows = load_rows(arguments)
+        calibration = tokenized(rows["train"].shuffle(seed=0).take(arguments.examples))
+        validation = tokenized(rows["validation"]) if "validation" in rows else None
+
     result = prune_model(
         model,
         config,
-        tokenized(rows["train"].shuffle(seed=0).take(arguments.examples)),
+        calibration,
         data_collator=DataCollatorWithPadding(tokenizer),
-        eval_dataset=tokenized(rows["validation"]) if "validation" in rows else None,
+        eval_dataset=validation,
         compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        accelerator=accelerator,
     )
-    print(result.report.to_markdown())
-    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer)
-    reloaded = AutoModelForSequenceClassification.from_pretrained(arguments.output_dir)
-    print(f"{arguments.output_dir} holds {reloaded.num_parameters():,} parameters.")
+    accelerator.print(result.report.to_markdown())
+    result.save_pretrained(arguments.output_dir, tokenizer=tokenizer, is_main_process=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        reloaded = AutoModelForSequenceClassification.from_pretrained(arguments.output_dir)
+        print(f"{arguments.output_dir} holds {reloaded.num_parameters():,} parameters.")
+    accelerator.end_training()  # a process that exits with its group can abort
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from .report.clock import StageClock
 from .report.result import PruningResult
 from .strategies.training import TrainingPruner
 from .surgery.metadata_writing import write_metrics
+from .unfinished_runs import check_resumes
 
 
 def prune_model(
@@ -32,6 +34,7 @@ def prune_model(
     compute_metrics: Callable[[Any], dict[str, float]] | None = None,
     accelerator: Accelerator | None = None,
     retrain: Callable[[PreTrainedModel], Trainer] | None = None,
+    resume_dir: str | os.PathLike[str] | None = None,
 ) -> PruningResult:
     """Prunes a model at one go, in place: heads and filters are removed and what remains is repaired.
 
@@ -53,6 +56,9 @@ def prune_model(
         accelerator: shares the calibration data out over its processes.
         retrain: a function that makes a `Trainer` for the pruned model; it is trained, with its structure as it is,
             before the metrics are measured (Kwon et al. 2022, A.8).
+        resume_dir: a folder for what the run has found so far (sums of gradients, about once a minute; choices; repairs
+            of blocks), with which the same call goes on where it was interrupted, to the same result. It is removed
+            when the run has ended well. Every process needs to see its own files in it again.
 
     Returns:
         The model with its plan and report.
@@ -65,11 +71,14 @@ def prune_model(
     _check_offloaded(model, config, retrain)
     evaluation = Evaluation(eval_dataset, compute_metrics, data_collator)
     if config.prunes_weights:
+        if resume_dir is not None:
+            check_resumes(config)
         result = _prune_weights(model, config, calibration_data, evaluation, accelerator, retrain)
     else:
         check_evaluates(config, evaluation, retrained=retrain is not None)
-        run = PruningRun.of(model, config, calibration_data, evaluation, accelerator)
+        run = PruningRun.of(model, config, calibration_data, evaluation, accelerator, resume_dir)
         result = _prune_units(run, config, retrain)
+        run.data.steps.remove()
     return replace(result, tokenizer=evaluation.tokenizer)
 
 

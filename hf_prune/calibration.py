@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .errors import PruningError
+from .kept_steps import KeptSteps
 from .offloading import device_of
 from .rows import (
     ADVICE,
@@ -49,6 +50,9 @@ class CalibrationData:
         batch_size: examples per batch where `data` holds rows.
         accelerator: with several processes, every process sees each `num_processes`-th batch.
 
+    Attributes:
+        steps: where what is found on the data is kept while a run is unfinished; by default nowhere.
+
     Raises:
         PruningError: nothing in it, or none of its columns is an argument of the model.
     """
@@ -64,6 +68,7 @@ class CalibrationData:
     ) -> None:
         if data is None:
             raise PruningError("Calibration data is needed: pass a Dataset of tokenised rows, a DataLoader or batches.")
+        self.steps = KeptSteps()
         self._accelerator = accelerator
         self._model = model
         self._accepted = set(inspect.signature(model.forward).parameters) - {"self", "kwargs"}
@@ -151,17 +156,17 @@ class CalibrationData:
         """What `action` returns; if it fails on one process, all processes fail instead of waiting for each other.
 
         Raises:
-            PruningError: here, or on another process.
+            PruningError: on another process something was raised; what was raised here comes out as it is.
         """
         if self.processes == 1:
             return action()
-        error: PruningError | None = None
+        error: Exception | None = None
         try:
             value = action()
-        except PruningError as failure:
+        except Exception as failure:
             error = failure
         messages: list[str | None] = [None] * self.processes
-        torch.distributed.all_gather_object(messages, None if error is None else str(error))
+        torch.distributed.all_gather_object(messages, None if error is None else _text(error))
         if error is not None:
             raise error
         for rank, message in enumerate(messages):
@@ -225,6 +230,10 @@ class CalibrationData:
             return {}
         shift = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
         return {own[0]: _shifted(labels, self._model.config) if shift is None else shift(labels=labels)}
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, PruningError) else f"{type(error).__name__}: {error}"
 
 
 def _are_token_labels(labels: Any) -> TypeGuard[torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
 
 from .anatomy import inner_model
 from .config import AutoPruningConfig, PruningConfig, training_for
@@ -23,7 +24,8 @@ from .strategies.training import TrainingPruner
 from .surgery.weight_metadata import weights_of
 from .trainer_levels import check_evaluates, evaluate_level, prepare_levels, reach_level, record_best
 from .trainer_logs import AddsToLogs, install_log_hook
-from .training import digest, reload_pruning, resume_pruning, save_pruning, side_file, start_pruning
+from .trainer_shards import CollectedState
+from .training import digest, reload_pruning, resume_pruning, side_file, start_pruning, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self._distilled = {"temperature": temperature, "weight": teacher_weight}
         self._distillation: Distillation | None = None
         self._pruner: TrainingPruner | None = None
+        self._collected = CollectedState()
         self._output: Path | None = None
         self._met = False
         self._unfreeze: Callable[[], None] | None = None
@@ -126,6 +129,15 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             self._met = True
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
         reach_level(self._pruner, args, state, control)
+        if control.should_save:
+            self._collected.collect(self._pruner)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gets ready for a checkpoint."""
+        if control.should_save:
+            self._collected.collect(self._pruner)
 
     def on_evaluate(
         self,
@@ -137,6 +149,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
     ) -> None:
         """Records a level of a strategy's trade-off curve with what its evaluation gave."""
         evaluate_level(self._pruner, state, metrics or {})
+        if args.save_strategy == SaveStrategy.BEST:
+            self._collected.collect(self._pruner)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -176,7 +190,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         step = self._pruner.step if self._pruner is not None else 0
         folder = _written_folder(self._output, step) if self._output is not None and step else None
         if self._pruner is not None and folder is not None:
-            saved[side_file(self._pruner.config)] = save_pruning(self._pruner, folder)
+            tensors = self._collected.take(self._pruner)
+            saved[side_file(self._pruner.config)] = write_state(self._pruner, tensors, folder)
         config = self.config.to_dict() if self.config is not None else None
         arguments: dict[str, Any] = {"config": config, "temperature": self._distilled["temperature"]}
         arguments["teacher_weight"] = self._distilled["weight"]

@@ -42,6 +42,7 @@ class PruningConfig(PushToHubMixin):
         strategy: the strategy's registered name.
         needs_data: whether it cannot do without calibration data.
         at_once: whether it can prune at one go, as `prune_model` does; otherwise only while a model is trained.
+        resumes: whether an interrupted run can go on where it was; others start anew.
         before_training: whether it is for models whose task head has not been trained yet.
         IN_TRAINING: settings that say something only where a model is trained.
     """
@@ -49,6 +50,7 @@ class PruningConfig(PushToHubMixin):
     strategy: ClassVar[str] = ""
     needs_data: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
     before_training: ClassVar[bool] = False
     IN_TRAINING: ClassVar[tuple[str, ...]] = ()
 

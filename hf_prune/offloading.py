@@ -59,6 +59,14 @@ def check_loadable(model: nn.Module) -> None:
                 )
 
 
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and buffers of a model with their values, by name; of those that are offloaded one at a time."""
+    for path, module in model.named_modules():
+        hook = offload_hook(module)
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            yield f"{path}.{name}" if path else name, hook.weights_map[name] if tensor.is_meta and hook else tensor
+
+
 @contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
     """Within it, a module's weights are in memory, however often it runs; they are read once."""

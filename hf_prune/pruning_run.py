@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -30,6 +32,7 @@ from .strategies.base import Cut, StagedStrategy
 from .strategies.example_data import example_of
 from .surgery import apply_plan, drop_identity_layers, write_metadata
 from .surgery.metadata_writing import configs_of, write_metrics
+from .unfinished_runs import check_resumes, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -100,21 +103,28 @@ class PruningRun:
         calibration_data: Any,
         evaluation: Evaluation,
         accelerator: Accelerator | None,
+        resume_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
         """A run on what the user has; the dense model is evaluated.
 
         Raises:
-            PruningError: the model cannot be pruned with `config`, or the data cannot be read.
+            PruningError: the model cannot be pruned with `config`, the data cannot be read, or `resume_dir` is that of
+                another run.
         """
+        if resume_dir is not None:
+            check_resumes(config)
         anatomy = _checked_anatomy(model, config)
         if calibration_data is None and not config.needs_data:
             calibration_data = [example_of(model, config)]
         data = calibration_for(model, config, calibration_data, evaluation, accelerator)
+        if resume_dir is not None:
+            data.steps = open_run(Path(resume_dir), model, config, data)
         clock = StageClock()
         return cls(model, anatomy, data, evaluation, evaluation.metrics(model, clock), clock)
 
     def decide(self, config: PruningConfig) -> Cut:
         """The strategy's cut for one budget; the model is not changed."""
+        self.data.steps.begin(_budget_of(config))
         cut: Cut = strategy_for(config)(self.model, self.anatomy, config, self.data, self.clock)
         return cut
 
@@ -127,9 +137,11 @@ class PruningRun:
         if not isinstance(strategy, StagedStrategy):
             return self.decide
         given = self.model, self.anatomy
+        self.data.steps.begin("any budget")
         statistics = strategy.measure(*given, config, self.data, self.clock)
 
         def decide(config: PruningConfig) -> Cut:
+            self.data.steps.begin(_budget_of(config))
             cut = strategy.choose(*given, config, self.data, self.clock, statistics)
             return strategy.repair(*given, config, self.data, self.clock, cut)
 
@@ -199,6 +211,12 @@ class PruningRun:
         )
         with self.clock("surgery"):
             return compare_with_undone(self.model, log, batch_size, cut.sequence_length, repeats=5), setting
+
+
+def _budget_of(config: PruningConfig) -> str:
+    """The budget in words, which sets the steps of one cut apart from those of others."""
+    budgets = {name: getattr(config, name) for name in getattr(config, "BUDGETS", ())}
+    return ",".join(f"{name}={value}" for name, value in budgets.items() if value is not None)
 
 
 def calibration_for(

@@ -175,6 +175,7 @@ def sweep(
     accelerator: Accelerator | None = None,
     latency: bool = False,
     metric: str | None = None,
+    resume_dir: str | os.PathLike[str] | None = None,
 ) -> Sweep:
     """Prunes a model to several budgets, measures each, and gives the model back as it was.
 
@@ -192,6 +193,7 @@ def sweep(
         accelerator: as for `prune_model`.
         latency: measure the forward time of every point beside the dense model's.
         metric: what points are compared by; by default the only one beside the loss, or the loss.
+        resume_dir: as for `prune_model`.
 
     Returns:
         All points.
@@ -202,7 +204,7 @@ def sweep(
     """
     keyword, configs = _varied(config, budgets)
     evaluation = Evaluation(eval_dataset, compute_metrics, data_collator)
-    run = PruningRun.of(model, config, calibration_data, evaluation, accelerator)
+    run = PruningRun.of(model, config, calibration_data, evaluation, accelerator, resume_dir)
     metric = _known(metric, run.dense_metrics)
     decide = run.decider(config)
     points = []
@@ -210,6 +212,7 @@ def sweep(
     for budget in sorted(configs):
         cut, report = run.tried(configs[budget], decide(configs[budget]), timed=latency)
         points.append(SweepPoint(budget, configs[budget], _on_cpu(cut), report))
+    run.data.steps.remove()
     return Sweep(keyword, tuple(reversed(points)), dict(run.clock.seconds), run, metric)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .config import PruningConfig, training_for
 from .errors import PruningError
+from .processes import is_first_process, told_by_first
+from .shards import has_shards
 from .strategies.training import TrainingPruner, check_trains
 from .whole_files import written_whole
 
@@ -81,9 +84,20 @@ def side_file(config: PruningConfig) -> str:
 def save_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> str:
     """Writes what going on takes into a checkpoint's folder, whole or not at all.
 
+    Of a model that FSDP2 has sharded every process must call it; whole matrices come together one at a time, on the
+    first process, which writes them. Any number of processes can go on with them.
+
     Returns:
         The file's SHA-256, by which it is found again.
     """
+    tensors = pruner.state()
+    if not has_shards(pruner.model):
+        return write_state(pruner, tensors, folder)
+    return str(told_by_first(write_state(pruner, tensors, folder) if is_first_process() else None))
+
+
+def write_state(pruner: TrainingPruner, tensors: Mapping[str, torch.Tensor], folder: str | os.PathLike[str]) -> str:
+    """Writes a pruner's state of now as `save_pruning` does, on this process."""
     target = Path(folder) / side_file(pruner.config)
     about = {
         "format": FORMAT,
@@ -92,7 +106,7 @@ def save_pruning(pruner: TrainingPruner, folder: str | os.PathLike[str]) -> str:
         "config": json.dumps(pruner.config.to_dict()),
     }
     with written_whole(target) as temporary:
-        save_file({name: value.contiguous() for name, value in pruner.state().items()}, temporary, about)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, about)
     return digest(target)
 
 

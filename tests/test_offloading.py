@@ -18,6 +18,7 @@ from hf_prune.offloading import (
     copy_module,
     device_of,
     is_offloaded,
+    named_tensors,
     onloaded,
     read_from,
     tensor_store,
@@ -54,6 +55,19 @@ def test_places(model: PreTrainedModel, tmp_path: Path) -> None:
         empty = type(model)(model.config)
     assert not is_offloaded(empty)
     assert device_of(empty).type == "meta"
+
+
+@pytest.mark.parametrize("place", ["memory", "cpu", "disk"])
+def test_every_tensor_with_its_values(place: str, model: PreTrainedModel, tmp_path: Path) -> None:
+    expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    expected = {name: tensor.clone() for name, tensor in expected.items()}
+    assert any("rotary" in name for name in expected)
+    if place != "memory":
+        model = in_cpu_memory(model) if place == "cpu" else on_disk(model, tmp_path)
+    found = dict(named_tensors(model))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert on_meta(model) == {place != "memory"}
 
 
 def test_layer_in_memory_for_a_while(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

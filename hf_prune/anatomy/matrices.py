@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import PruningError
+from ..shards import check_rows, own_rows, put_shards_back
 from .matrix_names import matrix_name
 
 
@@ -22,7 +23,8 @@ class WeightMatrix:
     Attributes:
         name: of the parameter, as in the state dict; where weights are tied, the first of their names.
         module: the name of the module that holds it, as in the model without PEFT's wrappers around single layers.
-        parameter: `[outputs, inputs]`, or as the module stores it; experts have an axis of experts before.
+        parameter: `[outputs, inputs]`, or as the module stores it; experts have an axis of experts before. With FSDP2
+            it is a DTensor of that shape, of which this process holds some rows.
         input_axis: the axis along which one output's weights lie.
         embedding: whether it is a table of embeddings.
     """
@@ -32,6 +34,11 @@ class WeightMatrix:
     parameter: nn.Parameter
     input_axis: int = -1
     embedding: bool = False
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The weights that this process holds, in the parameter's memory: all of them, or with FSDP2 its own rows."""
+        return own_rows(self.parameter)
 
     @property
     def kind(self) -> str:
@@ -81,6 +88,7 @@ def choose_matrices(
     Raises:
         PruningError: there is none, or one is not of floating-point numbers or has no values yet.
     """
+    put_shards_back(model)
     matrices = all_matrices(model)
     wanted = choose([matrix.module for matrix in matrices], list(_default(model, matrices, only_layers)))
     chosen = [matrix for matrix in matrices if matrix.module in wanted]
@@ -158,11 +166,7 @@ def _is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 
 def _check(matrix: WeightMatrix) -> None:
     parameter = matrix.parameter
-    if hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id"):
-        raise PruningError(
-            f"{matrix.name} is spread over several devices (FSDP, tensor parallelism or DeepSpeed ZeRO-3), which is not"
-            " supported where single weights are pruned. Prune on one device, or train with DDP."
-        )
+    check_rows(matrix.name, parameter)
     if not parameter.is_floating_point():
         raise PruningError(
             f"{matrix.name} holds {str(parameter.dtype).removeprefix('torch.')} numbers; only floating-point weights"

@@ -13,6 +13,7 @@ from .search import SearchResult, search_flops, search_units
 from .select import select_units
 from .targets import PlanSoFar, Selection
 from .weight_selection import (
+    count_weights,
     kept_count,
     kth_largest,
     masks_above,
@@ -32,6 +33,7 @@ __all__ = [
     "allocate_by_score",
     "compare_latency",
     "count_flops",
+    "count_weights",
     "data_lengths",
     "fit_latency",
     "flops_per_unit",

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import PruningError
+from ..shards import WHOLE, Shards
 from .weight_selection import kept_count
 
 
 def allocate_by_score(
-    scores: Sequence[torch.Tensor] | torch.Tensor, keep: float, temperature: float = 1.0
+    scores: Sequence[torch.Tensor] | torch.Tensor, keep: float, temperature: float = 1.0, shards: Shards = WHOLE
 ) -> list[float]:
     """The fraction of each matrix that stays, in proportion to its mean score (Jiang et al. 2023, Eq. 4).
 
@@ -23,6 +24,7 @@ def allocate_by_score(
         scores: S of every matrix that shares a level in the paper (one kind, all layers); of any shapes.
         keep: fraction of all their weights to keep, from 0 to 1.
         temperature: the larger, the more alike the levels.
+        shards: the processes that share the matrices.
 
     Returns:
         One level per matrix, each a whole number of weights: `round(level * numel)` weights stay, and these add up to
@@ -35,8 +37,11 @@ def allocate_by_score(
         raise PruningError(f"keep={keep} must lie in [0, 1]: it is the fraction of the weights to keep.")
     if not temperature > 0:
         raise PruningError(f"temperature={temperature} must be above 0.")
-    sizes = torch.tensor([score.numel() for score in scores], dtype=torch.float64)
-    means = torch.stack([torch.sigmoid(score.double() / temperature).mean() for score in scores]).cpu()
+    found = torch.tensor([[score.numel(), 0.0] for score in scores], dtype=torch.float64, device=scores[0].device)
+    for row, score in zip(found, scores, strict=True):
+        row[1] = torch.sigmoid(score.double() / temperature).sum()
+    sizes, sums = shards.add_up(found).cpu().unbind(1)
+    means = sums / sizes
     if means.isnan().any():
         raise PruningError("The scores hold values that are not numbers (NaN).")
     total = kept_count(int(sizes.sum()), 1 - keep)

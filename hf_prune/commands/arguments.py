@@ -8,6 +8,9 @@ from typing import ClassVar
 
 from ..errors import PruningError
 
+# The folder in the output folder that holds an unfinished run.
+UNFINISHED = "unfinished_run"
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -112,7 +115,19 @@ class PruningArguments:
         default=None,
         metadata={"help": "Folder for what --device_map keeps on disk meanwhile. Default: that of temporary files."},
     )
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep what the run has found in the output folder until it has ended well, and go on with what an"
+            " interrupted run has kept there: the same command again."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Of the choice of rows, and of the strategy if it draws anything."})
+
+    @property
+    def resume_dir(self) -> Path | None:
+        """Where an unfinished run is kept, if it is to be."""
+        return self.output_dir / UNFINISHED if self.resume else None
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,15 @@ class SweepOutcome:
 def run_sweep(request: Request[SweepArguments]) -> SweepOutcome:
     """Prunes a model to several budgets and writes the curve, its picture, and the models that are to be saved.
 
-    The picture needs evaluation rows and matplotlib. Nothing is written before all budgets have been worked on.
+    The picture needs evaluation rows and matplotlib. Nothing but what `--resume` keeps is written before all budgets
+    have been worked on.
 
     Raises:
         PruningError: a request that cannot be carried out.
     """
     arguments = request.arguments
     request.check()
-    check_output_folder(arguments.output_dir, arguments.overwrite_output_dir, request.model)
+    check_output_folder(arguments, request.model)
     model, rows = load_inputs(request)
     found = sweep(
         model,
@@ -70,6 +71,7 @@ def run_sweep(request: Request[SweepArguments]) -> SweepOutcome:
         budgets=arguments.values,
         latency=arguments.measure_latency,
         metric=arguments.metric,
+        resume_dir=arguments.resume_dir,
         **rows.for_pruning(),
     )
     metric = found.metric or min(found.run.dense_metrics, key=lambda name: name.endswith("loss"), default=None)

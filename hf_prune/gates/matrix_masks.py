@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 
 from ..anatomy import WeightMatrix
 from ..errors import PruningError
+from ..shards import Shards, gathered, shards_of
 
 
 class MatrixMasks(ABC):
-    """One mask per weight matrix.
+    """One mask per weight matrix; with FSDP2 on the rows of it that this process holds.
 
     Attributes:
         matrices: the masked matrices.
@@ -23,27 +25,43 @@ class MatrixMasks(ABC):
     @property
     @abstractmethod
     def masks(self) -> list[torch.Tensor]:
-        """One bool tensor per matrix, of its shape, True where a weight stays; change them with `set`."""
+        """One bool tensor per matrix, of its values' shape, True where a weight stays; change them with `set`."""
+
+    @cached_property
+    def shards(self) -> Shards:
+        """The processes that share the matrices."""
+        return shards_of((matrix.name, matrix.parameter) for matrix in self.matrices)
+
+    def whole(self, index: int) -> torch.Tensor:
+        """The mask of a whole matrix, of the parameter's shape; of sharded ones every process must ask for it."""
+        return gathered(self.masks[index], self.matrices[index].parameter)
 
     @property
     def sparsity(self) -> float:
         """The fraction of all weights in the matrices that is removed."""
-        return self.removed_count / sum(mask.numel() for mask in self.masks)
+        return self.removed_count / self.weight_count
+
+    @property
+    def weight_count(self) -> int:
+        """How many weights the matrices have."""
+        return sum(matrix.parameter.numel() for matrix in self.matrices)
 
     @property
     def removed_count(self) -> int:
         """How many weights are removed."""
         masks = self.masks
+        if not masks:
+            return 0
         # One number at the end, because reading one makes the host wait for the device.
-        kept = sum(mask.count_nonzero().to(masks[0].device) for mask in masks)
-        return sum(mask.numel() for mask in masks) - int(kept)
+        kept = torch.stack([mask.count_nonzero().to(masks[0].device) for mask in masks]).sum()
+        return self.weight_count - int(self.shards.add_up(kept))
 
     @abstractmethod
     def set(self, masks: Sequence[torch.Tensor]) -> None:
         """Removes and brings back weights, so that these masks hold.
 
         Args:
-            masks: one bool tensor per matrix, of its shape.
+            masks: one bool tensor per matrix, of its values' shape.
 
         Raises:
             PruningError: their number, a shape or a type does not fit.
@@ -84,7 +102,7 @@ class MatrixMasks(ABC):
 
 def check_masks(matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> None:
     """Raises a PruningError where masks do not fit the matrices in number, shape or type."""
-    check_shapes(masks, [(matrix.name, tuple(matrix.parameter.shape)) for matrix in matrices], "matrices")
+    check_shapes(masks, [(matrix.name, tuple(matrix.values.shape)) for matrix in matrices], "matrices")
 
 
 def check_shapes(masks: Sequence[torch.Tensor], named: Sequence[tuple[str, tuple[int, ...]]], things: str) -> None:

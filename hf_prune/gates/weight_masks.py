@@ -4,7 +4,7 @@ The weights in the model are always the masked ones, and what was removed is kep
 modelling code, in the names of parameters or in the state dict changes, tied weights stay tied, and whatever saves the
 model at any time saves an ordinary checkpoint with zeros. Gradients are masked, as they are where a forward pass
 multiplies a raw weight by its mask (Gordon et al. 2020); a removed weight stays what it was when it was removed, so it
-can come back.
+can come back. Where FSDP2 shards the weights, all of this is done on a process's own rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import WeightMatrix, all_matrices
 from ..errors import PruningError
+from ..shards import collected, first_row, is_sharded, own_rows, rows_of
 from .bits import pack_mask, unpack_mask
 from .matrix_masks import MatrixMasks, check_masks
 
@@ -38,7 +39,8 @@ class WeightMasks(MatrixMasks):
         """Puts masks that keep everything on the matrices.
 
         `watch_gradients` gets a matrix's number and the loss's gradient with respect to its masked weights, before
-        that is masked, each time autograd has it.
+        that is masked, each time autograd has it; of sharded matrices when it has been reduced over the processes,
+        for the weights that stay added up since the parameter last had none.
         """
         for matrix in matrices:
             if hasattr(matrix.parameter, _OWNER):
@@ -47,58 +49,71 @@ class WeightMasks(MatrixMasks):
                     " target_modules, or remove_weight_masks first."
                 )
         self.matrices = tuple(matrices)
-        self._masks = [torch.ones_like(item.parameter, dtype=torch.bool) for item in self.matrices]
+        self._masks = [torch.ones_like(item.values, dtype=torch.bool) for item in self.matrices]
         self._removed: list[torch.Tensor | None] = [None] * len(self.matrices)
         self._watch = watch_gradients
         self._handles: list[RemovableHandle] = []
         for index, matrix in enumerate(self.matrices):
             setattr(matrix.parameter, _OWNER, self)
             if matrix.parameter.requires_grad:
-                self._handles.append(matrix.parameter.register_hook(partial(self._mask_gradient, index)))
+                self._handles.append(self._hooked(index))
+        self._removed_count = 0
+
+    def _hooked(self, index: int) -> RemovableHandle:
+        parameter = self.matrices[index].parameter
+        if is_sharded(parameter):  # autograd sees whole copies of it, and FSDP2 puts the reduced gradient here
+            return parameter.register_post_accumulate_grad_hook(partial(self._mask_reduced_gradient, index))
+        return parameter.register_hook(partial(self._mask_gradient, index))
 
     @property
     def masks(self) -> list[torch.Tensor]:
-        """One bool tensor per matrix, of its shape, True where a weight stays; change them with `set`."""
+        """One bool tensor per matrix, of its values' shape, True where a weight stays; change them with `set`."""
         return self._masks
+
+    @property
+    def removed_count(self) -> int:
+        """How many weights are removed; of sharded matrices counted when masks are set, so any process may ask."""
+        return self._removed_count
 
     @torch.no_grad()
     def set(self, masks: Sequence[torch.Tensor]) -> None:
         """Removes and brings back weights, so that these masks hold.
 
         Args:
-            masks: one bool tensor per matrix, of its shape.
+            masks: one bool tensor per matrix, of its values' shape.
 
         Raises:
             PruningError: their number, a shape or a type does not fit.
         """
         check_masks(self.matrices, masks)
         for index, (matrix, mask) in enumerate(zip(self.matrices, masks, strict=True)):
-            raw = self._removed[index]
+            raw, values = self._removed[index], matrix.values
             if raw is None:
-                raw = self._removed[index] = matrix.parameter.clone()
+                raw = self._removed[index] = values.clone()
             else:  # in place: a new matrix at every update would leave holes between a training's activations
-                torch.where(self.masks[index], matrix.parameter, raw, out=raw)
-            self._masks[index] = mask.to(matrix.parameter.device)
-            matrix.parameter.copy_(raw).mul_(self.masks[index])
+                torch.where(self.masks[index], values, raw, out=raw)
+            self._masks[index] = mask.to(values.device)
+            values.copy_(raw).mul_(self.masks[index])
+        self._removed_count = super().removed_count
 
     def raw(self, index: int) -> torch.Tensor:
         """A matrix's weights with the removed ones in their places, as a tensor of its own."""
-        parameter, removed = self.matrices[index].parameter.detach(), self._removed[index]
-        return parameter.clone() if removed is None else torch.where(self.masks[index], parameter, removed)
+        values, removed = self.matrices[index].values, self._removed[index]
+        return values.clone() if removed is None else torch.where(self.masks[index], values, removed)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Sets removed weights to zero again; after an optimizer's step, whose momentum and decay move them, too."""
         for matrix, mask, removed in zip(self.matrices, self.masks, self._removed, strict=True):
             if removed is not None and matrix.parameter.requires_grad:
-                matrix.parameter.mul_(mask)
+                matrix.values.mul_(mask)
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """While it is open, the model has its raw weights."""
         with torch.no_grad():
             for index, matrix in enumerate(self.matrices):
-                matrix.parameter.copy_(self.raw(index))
+                matrix.values.copy_(self.raw(index))
         try:
             yield
         finally:
@@ -108,12 +123,13 @@ class WeightMasks(MatrixMasks):
     def apply_all(self) -> None:
         """Sets removed weights to zero, of frozen matrices, too."""
         for matrix, mask in zip(self.matrices, self.masks, strict=True):
-            matrix.parameter.mul_(mask)
+            matrix.values.mul_(mask)
 
     def delete(self) -> None:
         """Forgets what was removed and frees all weights: those that are zero are zero, and learn again."""
         self._masks = [torch.ones_like(mask) for mask in self.masks]
         self._removed = [None] * len(self.masks)
+        self._removed_count = 0
 
     def remove(self, *, restore: bool = True) -> None:
         """Takes the masks off.
@@ -129,22 +145,27 @@ class WeightMasks(MatrixMasks):
                 delattr(matrix.parameter, _OWNER)
                 with torch.no_grad():
                     if restore:
-                        matrix.parameter.copy_(self.raw(index))
+                        matrix.values.copy_(self.raw(index))
                     else:  # multiplication has left negative zeros
-                        matrix.parameter.masked_fill_(~self.masks[index], 0)
+                        matrix.values.masked_fill_(~self.masks[index], 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What bringing weights back takes, beside the masked weights: the masks' bits and the removed values.
 
         Returns:
-            `<name>.bits`, uint8, and `<name>.removed`, 1-D in row-major order, on the CPU.
+            `<name>.bits`, uint8, and `<name>.removed`, 1-D in row-major order, on the CPU. Of sharded matrices every
+            process must ask for it, and the first one gets it, of whole matrices: so it does not depend on the number
+            of processes.
         """
         tensors = {}
         for index, matrix in enumerate(self.matrices):
-            removed = self._removed[index]
-            if removed is not None:
-                tensors[f"{matrix.name}.bits"] = pack_mask(self.masks[index])
-                tensors[f"{matrix.name}.removed"] = removed[~self.masks[index]].cpu()
+            own = self._removed[index]
+            if own is None:
+                continue
+            mask, removed = (collected(part, matrix.parameter) for part in (self.masks[index], own))
+            if mask is not None and removed is not None:
+                tensors[f"{matrix.name}.bits"] = pack_mask(mask)
+                tensors[f"{matrix.name}.removed"] = removed[~mask]
         return tensors
 
     @torch.no_grad()
@@ -157,6 +178,7 @@ class WeightMasks(MatrixMasks):
         loaded = [self._loaded(index, tensors) for index in range(len(self.matrices))]
         for index, (mask, removed) in enumerate(loaded):
             self._masks[index], self._removed[index] = mask, removed
+        self._removed_count = super().removed_count
         self.apply_all()  # an adapter's checkpoint does not hold the frozen weights below it
 
     def _loaded(self, index: int, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -164,22 +186,33 @@ class WeightMasks(MatrixMasks):
         parameter = matrix.parameter
         bits, values = tensors.get(f"{matrix.name}.bits"), tensors.get(f"{matrix.name}.removed")
         if bits is None or values is None:
-            return torch.ones_like(parameter, dtype=torch.bool), None
-        mask = unpack_mask(bits, parameter.shape, matrix.name).to(parameter.device)
-        count = mask.numel() - int(mask.count_nonzero())
+            return torch.ones_like(matrix.values, dtype=torch.bool), None
+        whole = unpack_mask(bits, parameter.shape, matrix.name)
+        count = whole.numel() - int(whole.count_nonzero())
         if values.shape != (count,) or values.dtype != parameter.dtype:
             raise PruningError(
                 f"{matrix.name}: {count} removed weights of {parameter.dtype} are needed, got {tuple(values.shape)} of"
                 f" {values.dtype}."
             )
-        removed = torch.zeros_like(parameter)
-        removed[~mask] = values.to(parameter.device)
+        mask, removed = rows_of(whole, parameter), torch.zeros_like(matrix.values)
+        before = int((~whole[: first_row(parameter)]).sum())
+        own = values[before : before + mask.numel() - int(mask.count_nonzero())]
+        mask = mask.to(removed.device)
+        removed[~mask] = own.to(removed.device)
         return mask, removed
 
     def _mask_gradient(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         if self._watch is not None:
             self._watch(index, gradient)
         return gradient if self._removed[index] is None else gradient * self.masks[index]
+
+    def _mask_reduced_gradient(self, index: int, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = own_rows(parameter.grad)
+        if self._watch is not None:
+            self._watch(index, gradient)
+        if self._removed[index] is not None:
+            gradient.mul_(self.masks[index])
 
 
 def add_weight_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> WeightMasks:

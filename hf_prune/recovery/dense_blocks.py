@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,7 @@ def visit_dense_blocks(
     batches: Iterable[Batch],
     visit: Callable[[DenseBlock], None],
     progress: Callable[[str], None] = lambda key: None,
+    known: Collection[str] = (),
 ) -> None:
     """Runs the calibration data through the layers once, and shows every block whose output can be refitted.
 
@@ -60,6 +61,7 @@ def visit_dense_blocks(
         batches: this process's batches from `data`; labels are not used.
         visit: called with each block.
         progress: called with each block's key when it is done.
+        known: keys of blocks that need not be shown.
 
     Raises:
         PruningError: hidden states that are not finite, or batches that run through the model in different ways.
@@ -69,10 +71,11 @@ def visit_dense_blocks(
     with frozen(model), whole_sequences(model), torch.no_grad():
         inputs = without_labels(few_examples(data.first()))
         steps = find_steps(model, anatomy, inputs)
-        for segment in find_segments(model, anatomy.layers, inputs):
+        wanted = {name: [step.block for step in found if step.block.key not in known] for name, found in steps.items()}
+        for segment in find_segments(model, anatomy.layers, inputs) if any(wanted.values()) else ():
             streams = open_streams(model, segment, pending, UndoLog(), cut=False)
             for name in segment.layers:
-                layer, blocks = model.get_submodule(name), [step.block for step in steps[name]]
+                layer, blocks = model.get_submodule(name), wanted[name]
                 with onloaded(layer):
                     for block, equations in zip(blocks, _input_sums(layer, blocks, streams, data), strict=True):
                         visit(_dense_block(layer, block, equations))

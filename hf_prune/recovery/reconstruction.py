@@ -21,6 +21,7 @@ from ..anatomy.projections import kept_indices
 from ..anatomy.segments import find_segments
 from ..calibration import Batch, CalibrationData, without_labels
 from ..errors import PruningError
+from ..kept_steps import KeptStep
 from ..offloading import copy_in_memory, onloaded, tensor_store
 from ..scores.gradients import frozen
 from .normal_equations import NormalEquations, TokenBuffer
@@ -69,6 +70,7 @@ def reconstruct(
     """Repairs every block in the order in which they run.
 
     One layer at a time is in memory of an offloaded model, and one batch; hidden states and repairs are in files.
+    A step of `data.steps`: with the repairs that an interrupted run has kept, the hidden states come out as they were.
 
     Args:
         model: the dense model; it is not changed.
@@ -89,7 +91,8 @@ def reconstruct(
     """
     choose = units if callable(units) else lambda block, walk: units
     repairs = StoredRepairs(tensor_store(model))
-    walk = Walk(model, anatomy, list(batches), data, choose, solve, progress, repairs=repairs)
+    step = data.steps.step("repair")
+    walk = Walk(model, anatomy, list(batches), data, choose, solve, progress, step, repairs=repairs)
     with frozen(model), whole_sequences(model), torch.no_grad():
         inputs = without_labels(few_examples(data.first()))
         steps = find_steps(model, anatomy, inputs)
@@ -107,6 +110,7 @@ class Walk:
 
     Attributes:
         model, anatomy, batches, data, choose, solve, progress: what `reconstruct` is given.
+        step: keeps the repairs.
         units: the units of the blocks that were chosen so far, by key.
         repairs: the repairs so far, by key.
         passed: keys of the blocks behind.
@@ -119,6 +123,7 @@ class Walk:
     choose: Choose
     solve: Solve
     progress: Callable[[str], None]
+    step: KeptStep
     units: dict[str, Sequence[int]] = field(default_factory=dict)
     repairs: MutableMapping[str, Repair] = field(default_factory=dict)
     passed: set[str] = field(default_factory=set)
@@ -186,9 +191,7 @@ class Walk:
         for block in _as_they_run(left, places):
             left = self._cut_chosen(block, pruned, left)
             if block.key in self.units and block.key in places:
-                index = places[block.key]
-                problem = self._problem(pruned, steps, index, streams)
-                repair = self.solve(problem)
+                repair = self._repair(pruned, steps, places[block.key], streams)
                 if repair is not None:
                     _apply(pruned, block, repair)
                     self.repairs[block.key] = repair
@@ -208,6 +211,20 @@ class Walk:
             self.units.update(self.choose(block, self))
         cut_layer(layer, [other for other in left if other.key in self.units], self.units, UndoLog())
         return tuple(other for other in left if other.key not in self.units)
+
+    def _repair(self, layer: nn.Module, steps: Sequence[Step], index: int, streams: Sequence[Stream]) -> Repair | None:
+        """A block's repair, from an interrupted run or anew; None to leave the block as it is."""
+        block = steps[index].block
+        weight, bias = weight_of(layer, block.output), linear_at(layer, block.output).bias
+        own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        sizes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in own.items()}
+        kept = self.step.read(block.key, sizes, weight.device)
+        if kept is not None:
+            return Repair(kept[0]["weight"], kept[0].get("bias"))
+        repair = self.solve(self._problem(layer, steps, index, streams))
+        if repair is not None:
+            self.step.write(block.key, repair.tensors())
+        return repair
 
     def _problem(
         self,

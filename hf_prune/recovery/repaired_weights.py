@@ -24,6 +24,10 @@ class Repair:
     weight: torch.Tensor
     bias: torch.Tensor | None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weight and the bias, if there is one, by name."""
+        return {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
+
 
 class StoredRepairs(MutableMapping[str, Repair]):
     """Repairs by block key, whose tensors may be in files: they are read whenever one is asked for.
@@ -41,9 +45,7 @@ class StoredRepairs(MutableMapping[str, Repair]):
         return Repair(tensors[0], tensors[1] if len(tensors) > 1 else None)
 
     def __setitem__(self, key: str, repair: Repair) -> None:
-        named = {f"{key}.weight": repair.weight}
-        if repair.bias is not None:
-            named[f"{key}.bias"] = repair.bias
+        named = {f"{key}.{name}": tensor for name, tensor in repair.tensors().items()}
         if key in self:
             del self[key]
         self._tensors.update(named)

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from ..config import PruningConfig
 from ..errors import PruningError
 from ..offloading import is_offloaded, known_as_offloaded, read_from
+from ..processes import is_first_process
+from ..shards import has_shards, whole_state
 from ..surgery import PruningPlan, save_bitmask
 from ..surgery.bitmask import is_packed
 from ..surgery.mask_plan import MASKS_FILE, MaskPlan
@@ -90,13 +92,17 @@ class PruningResult:
                 imported to read (see `hf_prune.surgery.save_bitmask`). Matrices with few zeros are stored densely
                 either way, so a model that has only lost heads and filters gets the same files.
             **kwargs: for `PreTrainedModel.save_pretrained` (`max_shard_size` …); with `is_main_process=False` nothing
-                is written. Of an offloaded model one shard is in memory at a time, of at most 250 MB by default.
+                is written. Of an offloaded model one shard is in memory at a time, of at most 250 MB by default. Of
+                one that FSDP2 has sharded every process must call this, and the first one writes whole matrices.
 
         Raises:
             PruningError: an unknown format, the folder that an offloaded model's weights are read from, or shards of it
                 between which a weight would be torn.
         """
         check_format(format)
+        if has_shards(self.model):
+            kwargs.setdefault("state_dict", whole_state(self.model))
+            kwargs.setdefault("is_main_process", is_first_process())
         if not kwargs.get("is_main_process", True):
             return
         if is_offloaded(self.model):

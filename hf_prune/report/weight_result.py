@@ -14,8 +14,11 @@ from .weight_report import WeightReport
 
 
 def weight_result(model: PreTrainedModel, config: PruningConfig, masks: MatrixMasks) -> PruningResult:
-    """The result of pruning single weights; the masks are still on the model."""
-    pairs = list(zip(masks.matrices, masks.masks, strict=True))
+    """The result of pruning single weights; the masks are still on the model.
+
+    Of sharded matrices every process must ask for it, and gets the masks of whole ones.
+    """
+    pairs = [(matrix, masks.whole(index).cpu()) for index, matrix in enumerate(masks.matrices)]
     matrices = tuple(
         MatrixSparsity(matrix.name, mask.numel(), mask.numel() - int(mask.count_nonzero())) for matrix, mask in pairs
     )
@@ -26,4 +29,4 @@ def weight_result(model: PreTrainedModel, config: PruningConfig, masks: MatrixMa
         parameters=count_parameters(model),
         matrices=matrices,
     )
-    return PruningResult(model, MaskPlan({matrix.name: mask.cpu() for matrix, mask in pairs}), report, config)
+    return PruningResult(model, MaskPlan({matrix.name: mask for matrix, mask in pairs}), report, config)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,11 +13,15 @@ from transformers.utils.logging import tqdm
 from ..anatomy import ModelAnatomy
 from ..calibration import Batch, CalibrationData
 from ..errors import PruningError
+from ..kept_steps import KeptStep, Sizes
 from ..offloading import device_of
-from .gradients import iterate_gradients
+from .gradients import iterate_gradients, warn_of_idle
 from .model_labels import iterate_model_gradients
+from .output_information import OutputInformation
 
 Labels = Literal["data", "model"]
+
+_PART, _COUNT = "sums", "batches"
 
 
 class GradientRows:
@@ -68,6 +72,28 @@ class GradientRows:
             raise PruningError("The rows of these gradients were not kept; collect them with keep_rows=True.")
         return torch.cat(self._parts)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `load_state` takes to go on bit for bit."""
+        sums = {"examples": torch.tensor(self.examples), "absolute": self.absolute_sum, "square": self.square_sum}
+        return sums | ({"rows": self.matrix()} if self._keep_rows else {})
+
+    def state_sizes(self) -> Sizes:
+        """Of the tensors in `state`."""
+        sums = (torch.float64, (self.units,))
+        sizes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "examples": (torch.int64, ()),
+            "absolute": sums,
+            "square": sums,
+        }
+        return sizes | ({"rows": (torch.float32, (-1, self.units))} if self._keep_rows else {})
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Goes on where `state` was taken."""
+        self.examples = int(tensors["examples"])
+        self.absolute_sum, self.square_sum = tensors["absolute"], tensors["square"]
+        if self._keep_rows:
+            self._parts = [tensors["rows"]]
+
 
 def collect_gradients(
     model: PreTrainedModel,
@@ -75,10 +101,12 @@ def collect_gradients(
     data: CalibrationData,
     keep_rows: bool = True,
     labels: Labels = "data",
-    watch: AbstractContextManager[object] | None = None,
+    information: OutputInformation | None = None,
     batches: Sequence[Batch] | None = None,
 ) -> dict[str, GradientRows]:
     """Gate gradients of every block over this process's calibration data, by block key.
+
+    A step of `data.steps`: an interrupted pass goes on behind the last batch whose sums were kept.
 
     Args:
         model: the dense model.
@@ -86,17 +114,74 @@ def collect_gradients(
         data: the calibration data.
         keep_rows: see `GradientRows`.
         labels: those in the "data", or the "model"'s own, see `iterate_model_gradients`.
-        watch: each batch's forward pass runs inside of it.
+        information: is summed up along the way.
         batches: this process's first batches from `data`, where not all of them are wanted.
     """
-    rows = {block.key: GradientRows(block.units, device_of(model), keep_rows) for block in anatomy.blocks}
+    device = device_of(model)
+    rows = {block.key: GradientRows(block.units, device, keep_rows) for block in anatomy.blocks}
+    sums = _KeptSums(data.steps.step("gradients"), rows, {} if information is None else information.matrices)
+    first = sums.restore(device)
     total = data.batches if batches is None else len(batches)
     bar = tqdm(data if batches is None else batches, total=total, desc="Gate gradients", unit="batch")
+    left = sums.kept_between(bar, first)
     if labels == "model":
-        found = iterate_model_gradients(model, anatomy, bar, watch, data.batch_number)
+        found = iterate_model_gradients(model, anatomy, left, information, data.batch_number, first)
     else:
-        found = iterate_gradients(model, anatomy, bar, watch)
+        found = iterate_gradients(model, anatomy, left, information, first)
     for gradients in found:
         for block, gradient in zip(anatomy.blocks, gradients, strict=True):
             rows[block.key].add(gradient)
+    warn_of_idle({key: row.absolute_sum for key, row in rows.items()})
     return rows
+
+
+class _KeptSums:
+    """Sums over batches that outlive an interruption of the pass that makes them.
+
+    Args:
+        step: where they are kept.
+        rows: by block key.
+        matrices: by block key, float64; they are summed up in place.
+    """
+
+    def __init__(self, step: KeptStep, rows: Mapping[str, GradientRows], matrices: Mapping[str, torch.Tensor]) -> None:
+        self._step, self._rows, self._matrices = step, rows, matrices
+
+    def restore(self, device: torch.device) -> int:
+        """Puts kept sums back; returns the number of batches in them."""
+        sizes = {f"{key}.{name}": size for key, row in self._rows.items() for name, size in row.state_sizes().items()}
+        matrices = {_matrix(key): (matrix.dtype, tuple(matrix.shape)) for key, matrix in self._matrices.items()}
+        kept = self._step.read(_PART, {_COUNT: (torch.int64, ()), **sizes, **matrices}, device)
+        if kept is None:
+            return 0
+        tensors, _ = kept
+        for key, row in self._rows.items():
+            row.load_state({name: tensors[f"{key}.{name}"] for name in row.state_sizes()})
+        for key, matrix in self._matrices.items():
+            matrix.copy_(tensors[_matrix(key)])
+        return int(tensors[_COUNT])
+
+    def kept_between(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+        """The batches from number `first` on; what they add up to is kept from time to time, and in the end.
+
+        Whoever takes the next batch has added up everything before it.
+        """
+        number = first
+        for batch in itertools.islice(batches, first, None):
+            if number > first and self._step.is_due:
+                self._keep(number)
+            yield batch
+            number += 1
+        if number > first:
+            self._keep(number)
+
+    def _keep(self, count: int) -> None:
+        if not self._step.keeps:
+            return
+        rows = {f"{key}.{name}": value for key, row in self._rows.items() for name, value in row.state().items()}
+        matrices = {_matrix(key): matrix for key, matrix in self._matrices.items()}
+        self._step.write(_PART, {_COUNT: torch.tensor(count), **rows, **matrices})
+
+
+def _matrix(key: str) -> str:
+    return f"{key}.output_information"

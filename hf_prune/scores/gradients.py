@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -54,6 +54,7 @@ def fisher_gradients(
         for store, gradient in zip(rows, gradients, strict=True):
             store.append(gradient.float())
     stacked = {block.key: torch.cat(store) for block, store in zip(anatomy.blocks, rows, strict=True)}
+    warn_of_idle(stacked)
     return {
         "heads": [stacked[block.key] for block in anatomy.attentions],
         "filters": [stacked[block.key] for block in anatomy.feed_forwards],
@@ -65,15 +66,15 @@ def iterate_gradients(
     anatomy: ModelAnatomy,
     batches: Iterable[Batch],
     watch: AbstractContextManager[object] | None = None,
+    first: int = 0,
 ) -> Iterator[list[torch.Tensor]]:
     """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`.
 
-    Each batch's forward pass runs inside `watch`, and nothing else does.
+    Each batch's forward pass runs inside `watch`, and nothing else does. The number of the first batch is `first`.
     """
     checked = False
-    reached = [not block.units for block in anatomy.blocks]
     with frozen(model):
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, first):
             with watch or nullcontext():
                 gates, loss = _gated_loss(model, anatomy, batch)
             if not torch.isfinite(loss.total):
@@ -82,12 +83,15 @@ def iterate_gradients(
                     " precision, labels out of range, or NaN in the inputs."
                 )
             gradients = weighted_gradients([loss.total], gates, keep_graph=False)
-            reached = [seen or bool(gradient.any()) for seen, gradient in zip(reached, gradients, strict=True)]
             if not checked and example_count(batch) > 1:
                 _check_independence(model, anatomy, batch)
                 checked = True
             yield gradients
-    idle = [block.key for block, seen in zip(anatomy.blocks, reached, strict=True) if not seen]
+
+
+def warn_of_idle(gradients: Mapping[str, torch.Tensor]) -> None:
+    """Says which blocks have gradients, or sums of their absolute values, of nothing but zeros; by block key."""
+    idle = [key for key, values in gradients.items() if values.numel() and not values.any()]
     if idle:
         logger.warning(
             "The loss on the calibration data depends on no unit of %s: their scores are 0, and they go first. Give"

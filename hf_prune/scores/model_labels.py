@@ -64,6 +64,7 @@ def iterate_model_gradients(
     batches: Iterable[Batch],
     watch: AbstractContextManager[object] | None = None,
     number: Callable[[int], int] = int,
+    first: int = 0,
 ) -> Iterator[list[torch.Tensor]]:
     """As `iterate_gradients`, with the model's own labels; what labels there are in the batches is not used.
 
@@ -71,6 +72,7 @@ def iterate_model_gradients(
         model, anatomy, batches, watch: as for `iterate_gradients`.
         number: of a batch, from its place in `batches`: the seed of what is drawn for it. Processes that share the
             data out need `CalibrationData.batch_number`, or they draw alike for different batches.
+        first: the place of the first batch.
 
     Yields:
         One `[examples, units]` tensor per block, for each batch as often as it has classes less one (outputs, for
@@ -80,17 +82,17 @@ def iterate_model_gradients(
     Raises:
         PruningError: a model whose outputs are no predictions of a known kind, or examples that depend on each other.
     """
-    numbered = ((number(index), batch) for index, batch in enumerate(batches))
-    first = next(numbered, None)
-    if first is None:
+    numbered = ((number(index), batch) for index, batch in enumerate(batches, first))
+    begin = next(numbered, None)
+    if begin is None:
         return
-    everything = itertools.chain([first], numbered)
-    logits = _predictions(model, some_examples(first[1], 0, 2)).get("logits")
+    everything = itertools.chain([begin], numbered)
+    logits = _predictions(model, some_examples(begin[1], 0, 2)).get("logits")
     if logits is not None and logits.dim() == 2:
         yield from _expected_gradients(model, anatomy, everything, watch)
     else:
         labelled = (with_drawn_labels(model, batch, seed) for seed, batch in everything)
-        yield from iterate_gradients(model, anatomy, labelled, watch)
+        yield from iterate_gradients(model, anatomy, labelled, watch, first)
 
 
 def _expected_gradients(

@@ -10,7 +10,8 @@ import torch
 from ..anatomy import WeightMatrix
 from ..errors import PruningError
 from ..gates import MatrixMasks
-from ..processes import average, process_count
+from ..processes import add_up, average, process_count
+from ..shards import collected, rows_of, shards_of
 from .moments import moments_of, put_moments, stored_moments
 from .weights import WeightScores
 
@@ -42,11 +43,11 @@ class MovementScores(WeightScores):
         self._frozen = frozen
         self._scales: dict[int, float] = {}
         self._scores = (
-            [torch.zeros_like(item.parameter, dtype=torch.float32) for item in matrices]
+            [torch.zeros_like(item.values, dtype=torch.float32) for item in matrices]
             if scores is None
             else list(scores)
         )
-        self._names = [item.name for item in matrices]
+        self._shards = shards_of((item.name, item.parameter) for item in matrices)
         self._rate, self._max_norm = learning_rate, max_norm
         self._optimizer = torch.optim.AdamW(self._scores, lr=learning_rate, weight_decay=0.0)
         self._masks: MatrixMasks | None = None
@@ -63,12 +64,14 @@ class MovementScores(WeightScores):
         product = gradient.detach().float() * self._masks.raw(index).float()
         if self._begins_step(index) or score.grad is None:
             score.grad = product
+        elif self._shards.several and not self._frozen:  # of weights that stay it has been added up already
+            score.grad = torch.where(self._masks.masks[index], product, score.grad + product)
         else:
             score.grad += product
 
     def _begins_step(self, index: int) -> bool:
         """Whether this is a step's first gradient, also where the step before was given up for an overflow."""
-        if not self._frozen:
+        if not self._frozen and not self._shards.several:
             return self._matrices[index].parameter.grad is None
         if self.scaler is None:
             return False
@@ -88,8 +91,8 @@ class MovementScores(WeightScores):
                 score.grad = None
 
     def agree(self) -> None:
-        """Makes the scores the same on all processes, after each has seen its share of the data."""
-        average(self._scores)
+        """Makes the scores those of all the data, after each process has seen its share of it."""
+        add_up(self._scores)
 
     @torch.no_grad()
     def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
@@ -98,20 +101,27 @@ class MovementScores(WeightScores):
         if penalty:
             self._add_penalty(penalty)
         if self._max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._scores, self._max_norm)
+            self._clip(self._max_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * rate
         self._optimizer.step()
         self._optimizer.zero_grad()
 
+    def _clip(self, max_norm: float) -> None:
+        norm = torch.nn.utils.get_total_norm([score.grad for score in self._scores if score.grad is not None])
+        if self._shards.several:
+            norm = self._shards.add_up(norm.square()).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._scores, max_norm, norm)
+
     def _complete_gradients(self) -> None:
-        """Takes the gradient scaler's factor out, and the mean over all processes."""
+        """Takes the gradient scaler's factor out, and the mean over all processes, which FSDP2 has made already."""
         gradients = self._gradients()
         scale = self.scaler.get_scale() if self.scaler is not None else 1.0
         if scale != 1.0:
             for gradient in gradients:
                 gradient.div_(scale)
-        average(gradients)
+        if not self._shards.several:
+            average(gradients)
 
     def _gradients(self) -> list[torch.Tensor]:
         """Of all scores where there are several processes: what one leaves out (LayerDrop) another one may not."""
@@ -122,16 +132,20 @@ class MovementScores(WeightScores):
 
     def _add_penalty(self, penalty: float) -> None:
         """The gradient of penalty · mean over matrices of mean σ(S), without a graph."""
-        for score in self._scores:
+        for matrix, score in zip(self._matrices, self._scores, strict=True):
             open_ = torch.sigmoid(score)
-            gradient = open_ * (1 - open_) * (penalty / (len(self._scores) * score.numel()))
+            gradient = open_ * (1 - open_) * (penalty / (len(self._scores) * matrix.parameter.numel()))
             score.grad = gradient if score.grad is None else score.grad.add_(gradient)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Scores, moments and the number of steps they rest on."""
+        """Scores, moments and the number of steps they rest on; of sharded matrices whole, on the first process."""
         tensors: dict[str, torch.Tensor] = {}
-        for name, score in zip(self._names, self._scores, strict=True):
-            tensors |= {f"{name}.score": score.detach().cpu(), **moments_of(self._optimizer, score, name)}
+        for matrix, score in zip(self._matrices, self._scores, strict=True):
+            own = {f"{matrix.name}.score": score.detach(), **moments_of(self._optimizer, score, matrix.name)}
+            for name, value in own.items():
+                whole = collected(value, matrix.parameter) if value.dim() else value
+                if whole is not None:
+                    tensors[name] = whole.cpu()
         return tensors
 
     @torch.no_grad()
@@ -141,12 +155,14 @@ class MovementScores(WeightScores):
         Raises:
             PruningError: a score is missing or of another shape.
         """
-        for name, score in zip(self._names, self._scores, strict=True):
+        for matrix, score in zip(self._matrices, self._scores, strict=True):
+            name, parameter = matrix.name, matrix.parameter
             stored, moments = tensors.get(f"{name}.score"), stored_moments(tensors, name)
-            if stored is None or any(value.shape not in (score.shape, ()) for value in (stored, *moments.values())):
-                raise PruningError(f"{name}: the stored scores do not fit a matrix of shape {tuple(score.shape)}.")
-            score.copy_(stored)
-            put_moments(self._optimizer, score, moments)
+            if stored is None or any(value.shape not in (parameter.shape, ()) for value in (stored, *moments.values())):
+                raise PruningError(f"{name}: the stored scores do not fit a matrix of shape {tuple(parameter.shape)}.")
+            score.copy_(rows_of(stored, parameter))
+            own = {key: rows_of(value, parameter) if value.dim() else value for key, value in moments.items()}
+            put_moments(self._optimizer, score, own)
 
 
 class ParameterScores(MovementScores):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from ..gates import MatrixMasks
+from ..shards import rows_of
 
 
 class WeightScores(ABC):
@@ -22,7 +23,7 @@ class WeightScores(ABC):
 
     @abstractmethod
     def scores(self, masks: MatrixMasks) -> list[torch.Tensor]:
-        """One tensor per masked matrix, of its shape."""
+        """One tensor per masked matrix, of its values' shape."""
 
     def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
         """Follows a step of the weights' optimizer; what is not learnt does nothing.
@@ -55,7 +56,8 @@ class RandomScores(WeightScores):
     """Numbers that mean nothing, the same at every step: sparser masks remove what denser ones did, and more.
 
     Args:
-        seed: of a generator on the CPU for each matrix, so that every process and every device draws the same.
+        seed: of a generator on the CPU for each matrix, so that every process and every device draws the same; of
+            sharded matrices it uses its own rows.
     """
 
     def __init__(self, seed: int) -> None:
@@ -67,5 +69,5 @@ class RandomScores(WeightScores):
         for index, matrix in enumerate(masks.matrices):
             generator = torch.Generator().manual_seed((self._seed + 7919 * index) % 2**63)
             drawn = torch.rand(matrix.parameter.shape, generator=generator)
-            found.append(drawn.to(matrix.parameter.device))
+            found.append(rows_of(drawn, matrix.parameter).to(matrix.parameter.device))
         return found

@@ -12,6 +12,7 @@ from ..config import PruningConfig
 from ..gates import MatrixMasks
 from ..report.result import PruningResult
 from ..report.weight_result import weight_result
+from ..shards import put_shards_back
 from .training import TrainingPruner
 
 
@@ -35,17 +36,19 @@ class MaskPruner(TrainingPruner):
         return {"sparsity": self.masks.sparsity}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The masks' bits and the removed weights."""
+        """The masks' bits and the removed weights; of a sharded model on the first process, and all must ask for it."""
         return self.masks.state()
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
         """Goes on where `state` was taken."""
+        put_shards_back(self.model)
         self.masks.load_state(tensors)
         self.step = step
 
     def finish(self) -> PruningResult:
         """A model with zeros and without masks."""
         self.let_go()
+        put_shards_back(self.model)
         result = weight_result(self.inner, self.config, self.masks)
         self.masks.remove(restore=False)
         return result
@@ -53,6 +56,7 @@ class MaskPruner(TrainingPruner):
     def abandon(self, *, restore: bool = True) -> None:
         """The raw weights, as far as training has changed them."""
         self.let_go()
+        put_shards_back(self.model)
         if not restore:
             self.masks.delete()
         self.masks.remove(restore=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -17,6 +17,7 @@ from ..config import PruningConfig
 from ..errors import PruningError
 from ..report.result import PruningResult
 from ..scores import PruningSchedule
+from ..shards import has_shards
 from ..weight_config import ScheduledPruningConfig, TimedPruningConfig
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,20 @@ class TrainingPruner(ABC):
         steps: optimizer steps of the whole training; 0 for pruning at one go.
         step: how many have been made.
         followed: torch's optimizer that it follows, if it does.
+
+    Raises:
+        PruningError: the model is sharded (FSDP2), and the strategy needs whole matrices.
     """
 
+    takes_shards: ClassVar[bool] = False
+
     def __init__(self, model: Any, config: Any, steps: int) -> None:
+        if not self.takes_shards and has_shards(model):
+            raise PruningError(
+                f"{type(config).__name__} does not work here on a model that fully_shard (FSDP2) has sharded; single"
+                " weights can be pruned by magnitude, movement or a static mask without an adapter, at random, or"
+                " held. Train with DDP."
+            )
         self.model, self.config, self.steps = model, config, steps
         self.step = 0
         self._last_made: int | None = None

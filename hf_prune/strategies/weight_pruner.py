@@ -13,6 +13,7 @@ from ..errors import PruningError
 from ..gates import WeightMasks
 from ..report.result import PruningResult
 from ..scores import PruningSchedule, WeightScores
+from ..shards import is_sharded
 from ..weight_config import WeightPruningConfig
 from .scheduled_masks import ScheduledMaskPruner
 from .training import schedule_of
@@ -20,6 +21,8 @@ from .training import schedule_of
 
 class WeightPruner(ScheduledMaskPruner):
     """Masks by sparsity, by a pattern or, in soft movement pruning, by a threshold that follows the schedule."""
+
+    takes_shards = True
 
     def __init__(
         self, model: Any, config: WeightPruningConfig, steps: int, matrices: list[WeightMatrix], scores: WeightScores
@@ -53,16 +56,17 @@ class WeightPruner(ScheduledMaskPruner):
             self._deleted = True
 
     def _chosen(self, scores: list[torch.Tensor], value: float) -> list[torch.Tensor]:
+        shards = self.masks.shards
         if self._threshold is not None:
-            return masks_above([score.sigmoid() for score in scores], value)
+            return masks_above([score.sigmoid() for score in scores], value, shards)
         if self.config.pattern is not None:
             group = self.config.pattern_sizes[1]
             keep = group - round(group * value)
             pairs = zip(scores, self.masks.matrices, strict=True)
-            return [pattern_mask(score, keep, group, matrix.input_axis) for score, matrix in pairs]
+            return [pattern_mask(score, keep, group, matrix.input_axis, shards) for score, matrix in pairs]
         if self.config.scope == "global":
-            return masks_over_all(scores, value)
-        return masks_by_matrix(scores, value)
+            return masks_over_all(scores, value, shards)
+        return masks_by_matrix(scores, value, shards)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The removed weights, and what the scores have learnt."""
@@ -76,7 +80,7 @@ class WeightPruner(ScheduledMaskPruner):
     def finish(self) -> PruningResult:
         """A model with zeros and without masks."""
         if self._deleted:  # what has not learnt again counts as removed
-            self.masks.set([matrix.parameter.detach() != 0 for matrix in self.masks.matrices])
+            self.masks.set([matrix.values != 0 for matrix in self.masks.matrices])
         return super().finish()
 
 
@@ -86,6 +90,11 @@ def _check_pattern(config: WeightPruningConfig, matrices: list[WeightMatrix]) ->
         return
     group = config.pattern_sizes[1]
     for matrix in matrices:
+        if matrix.input_axis == 0 and is_sharded(matrix.parameter):
+            raise PruningError(
+                f"{matrix.name} has an output's weights in a column, and FSDP2 gives every process some rows: groups of"
+                f" pattern={config.pattern!r} would be torn. Use sparsity= instead, or train with DDP."
+            )
         size = matrix.parameter.shape[matrix.input_axis]
         if size % group:
             raise PruningError(

@@ -23,7 +23,8 @@ def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any],
         strategy: the strategy's name and settings.
         masks: what is removed.
     """
-    own = {WEIGHTS: _entry(masks.removed_count, masks.masks), "strategy": dict(strategy)}
+    parameters = [matrix.parameter for matrix in masks.matrices]
+    own = {WEIGHTS: _entry(masks.removed_count, parameters), "strategy": dict(strategy)}
     setattr(config, KEY, pruning_or_new(config) | own)
 
 

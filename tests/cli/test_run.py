@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, BertTokenizer, pipeline
 
 from hf_prune import PruningResult
 from hf_prune.commands import run as run_module
+from hf_prune.commands.arguments import RunArguments
+from hf_prune.recovery import reconstruction
+from hf_prune.scores import gradient_rows
 from tests.cli.rows import Call, sentence, write_tsv
+from tests.failing import Failing
 
 BUDGET = ("--flops", "0.5", "--max_seq_length", "16")
 
@@ -277,4 +282,33 @@ def test_settings_of_the_strategy_arrive(models: dict[str, Path], sentences: Pat
 def test_output_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module.os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(ValueError, match="no permission to write in"):
-        run_module.check_output_folder(tmp_path / "deep" / "small", False, "some/model")
+        run_module.check_output_folder(RunArguments(tmp_path / "deep" / "small"), "some/model")
+
+
+def test_an_interrupted_run(
+    models: dict[str, Path], sentences: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on; others say what there is."""
+    folder = tmp_path / "small"
+    command = ("run", models["classification"], "--train_file", sentences, *BUDGET, "--output_dir", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "find_targets", Failing(reconstruction.find_targets, 0, RuntimeError))
+        with pytest.raises(RuntimeError):
+            call(*command, "--resume")
+    assert [file.name for file in folder.iterdir()] == ["unfinished_run"]
+    for other, words in (
+        (command, "holds an unfinished run: add --resume"),
+        ((*command, "--resume", "--num_samples", "16"), "interrupted run on something else. data: batch 0"),
+    ):
+        result = call(*other)
+        assert result.exit_code == 2
+        assert words in " ".join(result.stderr.split())
+    monkeypatch.setattr(gradient_rows, "iterate_gradients", lambda *given: iter(()))
+    assert call(*command, "--resume").exit_code == 0
+    assert not (folder / "unfinished_run").exists()
+    monkeypatch.undo()
+    command = (*command[:-1], tmp_path / "whole")
+    assert call(*command).exit_code == 0
+    resumed, whole = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "whole"))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())

@@ -1,4 +1,4 @@
-"""Trains a meta-pruner on all processes; run by torchrun."""
+"""Trains a meta-pruner on all processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_prune import MetaPruner, MetaPrunerConfig, MetaTrainingArguments, train_
 from tests.distributed.ending import end_processes
 from tests.strategies.single_shot.planted import planted_model, texts
 
-UPDATES, PER_UPDATE = 4, 2
+UPDATES, PER_UPDATE = 4, 4
 
 
 def main(folder: Path) -> None:

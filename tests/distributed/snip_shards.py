@@ -1,4 +1,4 @@
-"""Trains a small model with SNIP on all processes, each with its own share of every mini-batch; run by torchrun."""
+"""Trains a small model with SNIP on all processes, each with its own share of every mini-batch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_prune import PruningCallback, SnipPruningConfig
 from tests.distributed.ending import end_processes
 from tests.distributed.small_bert import small_model
-from tests.distributed.train_shards import rows, write
+from tests.distributed.train_shards import TOTAL_BATCH, rows, write
 
 STEPS = 12
-CONFIG = SnipPruningConfig(params=0.6, iterations=2, most=0.4, k=2)
+REDUCTIONS = ("example", "batch")
 
 
 class Notes(TrainerCallback):
@@ -29,26 +29,34 @@ class Notes(TrainerCallback):
         self.lines.append(self.pruning.logs())
 
 
-def main(folder: Path) -> None:
-    """Writes every process's weights, and what it has logged."""
+def train(folder: Path, reduction: str) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The trained model, and what was logged and recorded."""
     arguments = TrainingArguments(
-        output_dir=str(folder / "out"),
+        output_dir=str(folder / f"out-{reduction}"),
         max_steps=STEPS,
-        per_device_train_batch_size=4,
         learning_rate=1e-2,
         optim="sgd",
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
+        average_tokens_across_devices=False,
         save_strategy="no",
         eval_strategy="steps",
         eval_steps=1000,
     )
-    model, pruning = small_model(), PruningCallback(CONFIG)
+    arguments.per_device_train_batch_size = TOTAL_BATCH // arguments.world_size
+    model = small_model()
+    pruning = PruningCallback(SnipPruningConfig(params=0.6, iterations=2, most=0.4, k=2, reduction=reduction))
     notes = Notes(pruning)
     Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows(), callbacks=[pruning, notes]).train()
-    about = {"lines": json.dumps(notes.lines), "curve": pruning.result.curve.to_json()}
-    write(model, folder, "snip", about)
+    return model, {"lines": json.dumps(notes.lines), "curve": pruning.result.curve.to_json()}
+
+
+def main(folder: Path) -> None:
+    """Writes every process's weights, and what it has logged."""
+    for reduction in REDUCTIONS:
+        model, about = train(folder, reduction)
+        write(model, folder, reduction, about)
 
 
 if __name__ == "__main__":

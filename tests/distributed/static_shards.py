@@ -1,4 +1,4 @@
-"""Trains static masks on all processes, in place and in an adapter; run by torchrun."""
+"""Trains static masks on all processes, in place and in an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes that share the episodes of a meta-training out give what one process gives on all of them."""
+"""Processes that share the episodes of a meta-training out give what one process gives on all of them."""
 
 from __future__ import annotations
 
@@ -9,57 +9,55 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launching import launch
 from tests.distributed.meta_shards import new_pruner
+from tests.distributed.written import TWO_AND_SLOWLY_FOUR, Tensors, agreed, run_on
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("meta")
-    for processes in (1, 2):
-        finished = launch("meta_shards.py", processes, folder)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-    return folder
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_on("meta_shards.py", tmp_path_factory.mktemp("alone"), 1)
 
 
-def last_pruner(written: Path, processes: int) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    return run_on("meta_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
+
+
+def last_pruner(folder: Path, processes: int) -> Tensors:
     """The pruner at the end of the whole training, which need not be the best one."""
-    tensors = load_file(written / f"whole-{processes}" / "meta_training.safetensors")
+    tensors = load_file(folder / f"whole-{processes}" / "meta_training.safetensors")
     return {name.removeprefix("pruner."): value for name, value in tensors.items() if name.startswith("pruner.")}
 
 
-def losses(written: Path, run: str) -> list[float]:
-    history = json.loads((written / run / "meta_training.json").read_text())
+def losses(folder: Path, run: str) -> list[float]:
+    history = json.loads((folder / run / "meta_training.json").read_text())
     return [entry[name] for entry in history for name in ("validation_loss", "training_loss") if name in entry]
 
 
-def test_processes_have_the_same_pruner_and_one_process_nearly_that(written: Path) -> None:
-    first, second = (load_file(written / f"whole-2-{rank}.safetensors") for rank in (0, 1))
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    one, two = (last_pruner(written, processes) for processes in (1, 2))
-    for name, value in two.items():
+def test_processes_have_the_same_pruner_and_one_process_nearly_that(alone: Path, together: tuple[Path, int]) -> None:
+    folder, processes = together
+    agreed(folder, "whole", processes)
+    found, expected = last_pruner(folder, processes), last_pruner(alone, 1)
+    for name, value in found.items():
         if not name.endswith(BUFFERS):  # a process's running statistics are of its own episodes, averaged in the end
-            assert torch.allclose(value, one[name], atol=1e-5), name
+            assert torch.allclose(value, expected[name], atol=1e-5), name
             assert not torch.allclose(value, new_pruner().state_dict()[name], atol=1e-3), name
 
 
-def test_the_losses_are_the_same(written: Path) -> None:
-    one, two = (losses(written, f"whole-{processes}") for processes in (1, 2))
-    assert len(one) == len(two) == 5
-    assert two[0] == pytest.approx(one[0], rel=1e-5)  # before training
-    assert two[2::2] == pytest.approx(one[2::2], rel=1e-4)  # of training
-    assert max(two) - min(two) > 1e-3
+def test_the_losses_are_the_same(alone: Path, together: tuple[Path, int]) -> None:
+    folder, processes = together
+    found, expected = losses(folder, f"whole-{processes}"), losses(alone, "whole-1")
+    assert len(found) == len(expected) == 5
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)  # before training
+    assert found[2::2] == pytest.approx(expected[2::2], rel=1e-4)  # of training
+    assert max(found) - min(found) > 1e-3
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupted_training_goes_on(written: Path, processes: int) -> None:
-    for rank in range(processes):
-        whole, resumed = (
-            load_file(written / f"{name}-{processes}-{rank}.safetensors") for name in ("whole", "resumed")
-        )
+def test_an_interrupted_training_goes_on(alone: Path, together: tuple[Path, int]) -> None:
+    for folder, processes in ((alone, 1), together):
+        whole, resumed = agreed(folder, "whole", processes), agreed(folder, "resumed", processes)
         for name, value in whole.items():
             assert torch.equal(value, resumed[name]), name
-    assert losses(written, f"whole-{processes}") == losses(written, f"resumed-{processes}")
+        assert losses(folder, f"whole-{processes}") == losses(folder, f"resumed-{processes}")

@@ -1,39 +1,58 @@
-"""Two processes find the same thresholds and remove the same, though each sees other examples."""
+"""Processes find the same thresholds and remove the same, though each sees other examples."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from hf_prune.report import TradeOffCurve
-from tests.distributed.launching import launch
+from tests.distributed.snip_shards import REDUCTIONS
+from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, metadata, run_on
 
 
-def test_processes_agree(tmp_path: Path) -> None:
-    finished = launch("snip_shards.py", 2, tmp_path)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    paths = [tmp_path / f"snip-2-{rank}.safetensors" for rank in (0, 1)]
-    first, second = map(load_file, paths)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-    about = []
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            about.append(file.metadata())
-    assert about[0] == about[1]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_on("snip_shards.py", tmp_path_factory.mktemp("alone"), 1)
 
-    lines = json.loads(about[0]["lines"])
+
+@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    return run_on("snip_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
+
+
+def lines_of(folder: Path, reduction: str, processes: int) -> list[dict[str, float]]:
+    """What was logged of every step."""
+    found: list[dict[str, float]] = json.loads(metadata(folder / f"{reduction}-{processes}-0.safetensors")["lines"])
+    return found
+
+
+def test_gates_per_example_are_those_of_one_process(alone: Path, together: tuple[Path, int]) -> None:
+    """The largest activation of a mini-batch depends on how examples are shared out, that of an example does not."""
+    folder, processes = together
+    assert_close(agreed(folder, "example", processes), agreed(alone, "example", 1))
+    lines, expected = lines_of(folder, "example", processes), lines_of(alone, "example", 1)
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_processes_agree(together: tuple[Path, int], reduction: str) -> None:
+    folder, processes = together
+    found = agreed(folder, reduction, processes)
+    lines = lines_of(folder, reduction, processes)
     assert len({line["epsilon_heads"] for line in lines if "epsilon_heads" in line}) == 2
-    curve = TradeOffCurve.load(tmp_path / "out")
-    assert curve == TradeOffCurve.from_json(about[0]["curve"])
+    curve = TradeOffCurve.load(folder / f"out-{reduction}")
+    about = metadata(folder / f"{reduction}-{processes}-0.safetensors")
+    assert curve == TradeOffCurve.from_json(about["curve"])
     assert [level.params for level in curve.levels] == sorted({level.params for level in curve.levels}, reverse=True)
     assert len(curve) == 3
-    last = BertForSequenceClassification.from_pretrained(tmp_path / "out" / str(curve[-1].folder), dtype=torch.float64)
+    last = BertForSequenceClassification.from_pretrained(
+        folder / f"out-{reduction}" / str(curve[-1].folder), dtype=torch.float64
+    )
     for name, value in last.state_dict().items():
-        assert torch.equal(value, first[name]), name
+        assert torch.equal(value, found[name]), name

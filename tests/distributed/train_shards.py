@@ -1,4 +1,4 @@
-"""Trains and prunes a small model on all processes; run by torchrun or by `accelerate launch`."""
+"""Trains and prunes a small model on all processes."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ class FisherPruningConfig(MetricBudgetConfig):
     """
 
     strategy: ClassVar[str] = "fisher"
+    resumes: ClassVar[bool] = True
 
     importance: str = field(
         default="fisher",

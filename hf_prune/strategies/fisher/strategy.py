@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +22,9 @@ from .iterative import choose_by_groups
 from .repair import repair_blocks
 from .trials import best_by_trial
 from .unit_scores import BLENDS, FisherStatistics
+
+# The part of its step that a choice is kept as.
+CHOICE = "masks"
 
 
 def measure_units(
@@ -81,13 +85,19 @@ def _chosen(
     scores: Mapping[str, torch.Tensor],
     so_far: PlanSoFar | None = None,
 ) -> Selection:
-    """What some scores lead to."""
+    """What some scores lead to. A step of `data.steps`: what rests on measured times would not come out alike again."""
+    step = data.steps.step("choice")
+    kept = step.read(CHOICE, {block.key: (torch.bool, (block.units,)) for block in anatomy.blocks})
+    if kept is not None:
+        return Selection(kept[0], json.loads(kept[1]))
     with clock("search"):
         selection = select_units(model, anatomy, scores, config, data, statistics.lengths, so_far)
     if config.rearranges:
         with clock("rearrangement"):
             masks = {key: selection.masks[key] for key in statistics.rows}
             selection.masks.update(rearrange_masks(masks, statistics.rows, data))
+    masks = {key: mask.clone() for key, mask in selection.masks.items()}  # as they come they may share memory
+    step.write(CHOICE, masks, json.dumps(selection.notes))
     return selection
 
 

@@ -18,6 +18,7 @@ class HeadImportancePruningConfig(HeadBudgetConfig):
     """
 
     strategy: ClassVar[str] = "head_importance"
+    resumes: ClassVar[bool] = True
     BUDGETS: ClassVar[tuple[str, ...]] = ("heads",)
 
     scope: str = field(

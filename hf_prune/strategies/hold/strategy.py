@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...config import PruningConfig
 from ...errors import PruningError
 from ...gates import WeightMasks
+from ...shards import shards_of
 from ..mask_pruner import MaskPruner, chosen
 
 
@@ -17,10 +20,14 @@ class ZeroHolder(MaskPruner):
         PruningError: it has none.
     """
 
+    takes_shards = True
+
     def __init__(self, model: Any, config: PruningConfig, steps: int) -> None:
         matrices = chosen(model, config)
-        self._zeros = [matrix.parameter.detach() != 0 for matrix in matrices]
-        if all(bool(mask.all()) for mask in self._zeros):
+        self._zeros = [matrix.values != 0 for matrix in matrices]
+        shards = shards_of((matrix.name, matrix.parameter) for matrix in matrices)
+        zeros = torch.stack([(~mask).sum().to(self._zeros[0].device) for mask in self._zeros]).sum()
+        if not shards.add_up(zeros):
             raise PruningError(
                 f"{type(model).__name__} has no zeros to hold in {len(matrices)} matrices: it is not pruned, or"
                 " target_modules names the wrong ones."

@@ -28,7 +28,16 @@ class MovementPruner(WeightPruner):
         self.movement.attach(self.masks)
 
     def calibrate(self, data: CalibrationData) -> None:
-        """Scores for pruning at one go: one gradient step on the scores, S = −Σ ∂L/∂W ∘ W over all batches."""
+        """Scores for pruning at one go: one gradient step on the scores, S = −Σ ∂L/∂W ∘ W over all batches.
+
+        Raises:
+            PruningError: the model is sharded.
+        """
+        if self.masks.shards.several:
+            raise PruningError(
+                "Movement pruning at one go does not work on a model that fully_shard (FSDP2) has sharded: prune it"
+                " before it is sharded, or while it is trained."
+            )
         with evaluating(self.inner):
             for batch in data:
                 self.inner.zero_grad()

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ...anatomy import inner_model
+from ...shards import put_shards_back
 
 
 class Stillness:
@@ -24,6 +26,10 @@ class Stillness:
         self._thaw = freeze_before_optimizer(model, self._masked)
         for parameter in self._masked:
             parameter.requires_grad_(True)
+        self._handles: list[RemovableHandle] = []
+
+    def drop_as_they_come(self) -> None:
+        """From now on a gradient is dropped when it has been accumulated, and hooks before this one have seen it."""
         self._handles = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in self._masked]
 
     def drop_gradients(self) -> None:
@@ -46,13 +52,18 @@ def freeze_before_optimizer(model: Any, matrices: Iterable[nn.Parameter]) -> Cal
     Returns:
         What undoes it.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in (*_base(model), *matrices)]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
+    meant = {id(parameter) for parameter in (*_base(model), *matrices)}
+    before = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in meant:
+            before[name] = parameter.requires_grad
+            parameter.requires_grad_(False)
 
     def undo() -> None:
-        for parameter, learns in reversed(before):
-            parameter.requires_grad_(learns)
+        put_shards_back(model)
+        for name, parameter in model.named_parameters():  # FSDP2 may have put others in their places
+            if name in before:
+                parameter.requires_grad_(before[name])
         before.clear()
 
     return undo

@@ -23,6 +23,8 @@ class StaticPruner(StaticMaskPruner):
     With label words the checkpoints hold their head instead of the model's own, and need hf_prune to be loaded.
     """
 
+    takes_shards = True
+
     def __init__(self, model: Any, config: StaticPruningConfig, steps: int) -> None:
         matrices = chosen(model, config, only_layers=True)
         scores = MovementScores(matrices, config.score_learning_rate, frozen=True)
@@ -30,6 +32,7 @@ class StaticPruner(StaticMaskPruner):
         self._still = Stillness(model, (matrix.parameter for matrix in matrices))
         try:
             masks = WeightMasks(matrices, scores.watch)
+            self._still.drop_as_they_come()  # once the scores have seen them
         except BaseException:
             self._end(keep_head=False)
             raise
