@@ -28,6 +28,7 @@ from .report.clock import StageClock
 from .report.evaluate import evaluate_model
 from .report.report import LatencySetting, PruningReport
 from .scores import modes_restored
+from .shards import has_shards
 from .strategies.base import Cut, StagedStrategy
 from .strategies.example_data import example_of
 from .surgery import apply_plan, drop_identity_layers, write_metadata
@@ -259,6 +260,11 @@ def undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> It
 def _checked_anatomy(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     """The model's anatomy, if it can be pruned with `config`."""
     check_loadable(model)
+    if has_shards(model):
+        raise PruningError(
+            "Heads and filters are cut in whole matrices, but fully_shard (FSDP2) has sharded this model: prune it"
+            " before that, with accelerator=Accelerator() on all processes."
+        )
     anatomy = describe_model(model)
     if not any(block.units for block in anatomy.blocks):
         raise PruningError(f"{type(model).__name__} has no heads and no filters left: there is nothing to prune.")

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 from tests.distributed.meta_shards import new_pruner
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, Tensors, agreed, run_on
 
+# What a fixture launches is launched once, in one of pytest's workers.
+pytestmark = pytest.mark.xdist_group("meta_training")
+
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 

@@ -14,6 +14,9 @@ from tests.distributed.sharded_callback import NAMES
 from tests.distributed.sharded_training import ACCUMULATED, CONFIGS
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, assert_close, run_on
 
+# What a fixture launches is launched once, in one of pytest's workers.
+pytestmark = pytest.mark.xdist_group("sharded")
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:

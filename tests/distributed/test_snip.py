@@ -13,6 +13,9 @@ from hf_prune.report import TradeOffCurve
 from tests.distributed.snip_shards import REDUCTIONS
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, metadata, run_on
 
+# What a fixture launches is launched once, in one of pytest's workers.
+pytestmark = pytest.mark.xdist_group("snip")
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:

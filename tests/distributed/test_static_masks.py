@@ -11,6 +11,9 @@ from tests.distributed.small_bert import small_model
 from tests.distributed.static_shards import NAMES
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, run_on
 
+# What a fixture launches is launched once, in one of pytest's workers.
+pytestmark = pytest.mark.xdist_group("static_masks")
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:

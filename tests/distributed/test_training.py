@@ -10,6 +10,9 @@ import torch
 from tests.distributed.train_shards import CONFIGS, NOISY, STEPS
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, metadata, run_on
 
+# What a fixture launches is launched once, in one of pytest's workers.
+pytestmark = pytest.mark.xdist_group("training")
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
