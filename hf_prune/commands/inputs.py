@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -33,7 +34,12 @@ class Request(Generic[ArgumentsT]):
     arguments: ArgumentsT
 
     def check(self) -> None:
-        """Raises a PruningError where the strategy cannot do with what there is."""
+        """Raises a PruningError where the strategy cannot do with what there is, or several processes would do it."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise PruningError(
+                f"hf-prune works in one process, and this is one of {os.environ['WORLD_SIZE']}: leave the launcher out,"
+                " or launch examples/prune_text_classification.py, which shares the calibration data out."
+            )
         check_at_once(self.pruning)
         if self.pruning.needs_data:
             self.data.check_rows(labelled=self.pruning.needs_labels)

@@ -184,6 +184,19 @@ def test_a_model_that_is_not_there(sentences: Path, tmp_path: Path, call: Call) 
     assert result.stderr.splitlines()[-1] == f"Error: There is no folder {absent}."
 
 
+def test_several_processes_are_refused(
+    models: dict[str, Path], sentences: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folder = tmp_path / "small"
+    result = call(
+        "run", models["classification"], "--train_file", sentences, *BUDGET, "--output_dir", folder,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "one process, and this is one of 2" in result.stderr
+    assert not folder.exists()
+
+
 def test_a_folder_with_files_is_refused_before_any_work(
     models: dict[str, Path], sentences: Path, tmp_path: Path, call: Call
 ) -> None:
