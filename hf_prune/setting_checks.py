@@ -61,12 +61,12 @@ def check_fraction(settings: Any, *names: str) -> None:
             raise PruningError(f"{name}={number!r} must lie in (0, 1]: it is the fraction to keep.")
 
 
-def check_choices(settings: Any, /, **choices: Collection[str]) -> None:
-    """Raises a PruningError where a setting is none of the values that are given for it."""
+def check_choices(settings: Any, /, **choices: Collection[str | None]) -> None:
+    """Raises a PruningError where a setting is none of the values that are given for it, None among them or not."""
     for name, allowed in choices.items():
         value = getattr(settings, name)
         if value not in tuple(allowed):
-            raise PruningError(f"{name}={value!r} is unknown; use one of {', '.join(allowed)}.")
+            raise PruningError(f"{name}={value!r} is unknown; use one of {', '.join(filter(None, allowed))}.")
 
 
 def is_number(value: Any) -> bool:

@@ -65,7 +65,7 @@ class TestBudgets:
         ("batch_size", -1, "batch_size=-1 must be"),
         ("latency_batch_size", True, "latency_batch_size=True must be"),
         ("sequence_length", 0, "sequence_length=0 must be"),
-        ("importance", "fischer", "importance='fischer' is unknown; use one of fisher, after_refit, blended,"),
+        ("importance", "fischer", "importance='fischer' is unknown; use one of after_refit, fisher, blended,"),
         ("recovery", "weight", "recovery='weight' is unknown; use one of weights, mask_tuning, none"),
         ("solver", "cg", "solver='cg' is unknown"),
         ("damp", -1.0, "damp=-1.0 must be a number of at least 0"),

@@ -21,6 +21,9 @@ from .normal_equations import NormalEquations, TokenBuffer
 from .streams import Stream, counted_rows, few_examples, open_streams, whole_sequences
 from .targets import find_steps
 
+# Of a sum of squares: more than rounding leaves when the square of the mean is taken off.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class DenseBlock:
@@ -87,10 +90,17 @@ def visit_dense_blocks(
 
 
 def mean_gram(equations: NormalEquations, centred: bool) -> torch.Tensor:
-    """E[h hᵀ] over tokens, `[columns, columns]`; if `centred` the covariance, which is what a free bias leaves."""
+    """E[h hᵀ] over tokens, `[columns, columns]`; if `centred` the covariance, which is what a free bias leaves.
+
+    Inputs that do not vary have none: what rounding makes of the difference is not taken for one.
+    """
     gram = equations.gram / equations.tokens.clamp(min=1)
-    mean = gram[:-1, -1]
-    return gram[:-1, :-1] - mean[:, None] * mean if centred else gram[:-1, :-1]
+    squares, mean = gram[:-1, :-1], gram[:-1, -1]
+    if not centred:
+        return squares
+    covariance = squares - mean[:, None] * mean
+    varies = covariance.diagonal().sum() > ROUNDING * squares.diagonal().sum()
+    return covariance if varies else torch.zeros_like(covariance)
 
 
 def _input_sums(

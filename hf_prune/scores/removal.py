@@ -17,6 +17,8 @@ from ..errors import PruningError
 CANDIDATES = 4
 # Later units of a curve score more by this much, relatively, where the curve does not tell them apart.
 NEXT = 1e-9
+# Times the ridge, where rounding in the Gram matrix takes more than the ridge makes up for.
+STRONGER = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def removal_curve(
         weight: the output projection, `[hidden, columns]`; multiplied from the left by a square root of a metric where
             errors count differently in different directions.
         columns: the unit that each column belongs to, `[columns]`, from 0 on; every unit has equally many.
-        ridge: damping, relative to the mean diagonal of `gram`: what the refit is damped with.
+        ridge: damping, relative to the mean diagonal of `gram`: what the refit is damped with. It is stronger where
+            rounding leaves a matrix that is not positive definite.
         together: units removed between two updates of the whole matrices. They are chosen one by one among the
             cheapest 4 · `together` units, with what the others of them do taken into account; 1 compares all units
             each time.
 
     Raises:
-        PruningError: the shapes do not fit, or the damped Gram matrix is not positive definite.
+        PruningError: the shapes do not fit, or the Gram matrix is not positive definite, however it is damped.
     """
     size = len(gram)
     units = int(columns.max()) + 1 if len(columns) else 0
@@ -111,11 +114,7 @@ class _Left:
 
     @classmethod
     def of(cls, gram: torch.Tensor, weight: torch.Tensor, units: int, ridge: float) -> _Left:
-        damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if int(info) != 0:
-            raise PruningError(f"The Gram matrix with a ridge of {ridge} is not positive definite; raise the ridge.")
-        return cls(torch.arange(units, device=gram.device), torch.cholesky_inverse(factor), weight)
+        return cls(torch.arange(units, device=gram.device), torch.cholesky_inverse(_damped_factor(gram, ridge)), weight)
 
     @property
     def width(self) -> int:
@@ -150,3 +149,22 @@ class _Left:
     def _columns(self, places: torch.Tensor) -> torch.Tensor:
         width = self.width
         return (places[:, None] * width + torch.arange(width, device=places.device)).flatten()
+
+
+def _damped_factor(gram: torch.Tensor, ridge: float) -> torch.Tensor:
+    """The Cholesky factor of the damped Gram matrix.
+
+    Sums over tokens are rounded in proportion to their squares, and what is left of them around a mean may be no more
+    than that: of inputs that hardly vary. As in the refit, the damping is then stronger.
+    """
+    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for times in STRONGER:
+        damping = times * ridge * gram.diagonal().mean()
+        factor, info = torch.linalg.cholesky_ex(gram + damping * unit)
+        # Without rounding, no pivot is below the damping.
+        if int(info) == 0 and bool(factor.diagonal().min().square() >= damping / 2):
+            return factor
+    raise PruningError(
+        f"The Gram matrix is not positive definite, with a ridge of {ridge} as with {STRONGER[-1]} times that."
+        " Calibrate on more examples, or use importance='fisher'."
+    )

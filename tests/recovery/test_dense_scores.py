@@ -16,6 +16,8 @@ from hf_prune.recovery import (
     refit_projection,
     removal_curves,
 )
+from hf_prune.recovery.dense_blocks import mean_gram
+from hf_prune.recovery.normal_equations import NormalEquations
 from hf_prune.scores import RemovalCurve
 from tests import mixtures
 from tests.small_models import HIDDEN, Batch, Case, case
@@ -135,3 +137,20 @@ def test_progress_names_every_block() -> None:
     anatomy, seen = describe_model(model), []
     removal_curves(model, anatomy, CalibrationData(data, model), data, {}, seen.append)
     assert seen == [block.key for block in anatomy.blocks]
+
+
+def test_covariances_are_those_of_the_tokens() -> None:
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 3
+    equations = NormalEquations.zeros(6, 0, rows.device)
+    equations.add(rows, rows.new_zeros(50, 0))
+    assert torch.allclose(mean_gram(equations, centred=True), rows.T.cov(correction=0))
+    assert torch.allclose(mean_gram(equations, centred=False), rows.T @ rows / 50)
+
+
+def test_inputs_that_do_not_vary_have_no_covariance() -> None:
+    row = torch.randn(1, 6, generator=torch.Generator().manual_seed(1))
+    equations = NormalEquations.zeros(6, 0, row.device)
+    equations.add(row.expand(3001, 6), row.new_zeros(3001, 0))
+    sums = equations.gram / equations.tokens
+    assert (sums[:-1, :-1] - sums[:-1, -1:] * sums[:-1, -1]).any()  # by rounding
+    assert not mean_gram(equations, centred=True).any()

@@ -126,7 +126,7 @@ class TestBadInput:
             removal_curve(torch.eye(3), normal(HIDDEN, 3), torch.tensor([0, 0, 1]))
 
     def test_a_singular_matrix_without_a_ridge(self) -> None:
-        with pytest.raises(PruningError, match="raise the ridge"):
+        with pytest.raises(PruningError, match="not positive definite, with a ridge of"):
             removal_curve(torch.diag(torch.tensor([1.0, 2.0, 0.0])), normal(HIDDEN, 3), torch.arange(3))
 
 
@@ -136,3 +136,16 @@ def test_a_block_that_puts_nothing_out_costs_nothing(units: int) -> None:
     assert curve.errors.tolist() == [0.0] * units
     assert curve.scores().shape == (units,)
     assert float(curve.scores().sum()) < 1e-300
+
+
+def test_rounding_is_damped_away() -> None:
+    """A covariance that is little more than what rounding has left of the sums it was made of."""
+    units, ridge = 8, 1e-2
+    inputs = inputs_of(units, seed=1)
+    gram = inputs.T @ inputs
+    values, vectors = torch.linalg.eigh(gram)
+    values[0] = -3 * ridge * gram.diagonal().mean()
+    curve = removal_curve(vectors * values @ vectors.T, normal(HIDDEN, units, seed=3), torch.arange(units), ridge)
+    assert sorted(curve.order.tolist()) == list(range(units))
+    assert torch.isfinite(curve.errors).all()
+    assert (curve.errors > 0).all()

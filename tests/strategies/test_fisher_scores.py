@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -22,6 +24,7 @@ from tests import mixtures
 from tests.small_models import Batch, case
 
 ITEM = case("bert", "classification")
+FISHER = {"importance": "fisher", "round_to": 1}
 AFTER_REFIT = {"importance": "after_refit", "round_to": 1}
 BLENDED = {"importance": "blended", "round_to": 1}
 
@@ -52,13 +55,13 @@ def test_scores_after_the_refit_are_those_of_the_curves(batches: list[Batch], la
 def test_fisher_scores_over_the_models_own_labels(batches: list[Batch]) -> None:
     model = ITEM.model()
     anatomy = describe_model(model)
-    found = scores_of(model, batches, FisherPruningConfig(flops=0.5, labels="model"))
+    found = scores_of(model, batches, FisherPruningConfig(flops=0.5, labels="model", **FISHER))
     expected = [torch.zeros(block.units, dtype=torch.float64) for block in anatomy.blocks]
     for gradients in iterate_model_gradients(model, anatomy, batches):
         for total, rows in zip(expected, gradients, strict=True):
             total += rows.double().square().sum(0)
     assert all(torch.allclose(found[block.key], total) for block, total in zip(anatomy.blocks, expected, strict=True))
-    with_data = scores_of(model, batches, FisherPruningConfig(flops=0.5))
+    with_data = scores_of(model, batches, FisherPruningConfig(flops=0.5, **FISHER))
     head_rows = fisher_gradients(model, batches)["heads"][0].double()
     first = anatomy.attentions[0].key
     assert torch.allclose(with_data[first], head_rows.square().sum(0))
@@ -93,7 +96,7 @@ def test_a_copied_filter_goes_for_nothing(batches: list[Batch]) -> None:
 def test_experts_keep_their_fisher_scores() -> None:
     model, data = mixtures.mixture("mixtral"), [mixtures.batch(seed) for seed in range(3)]
     found = scores_of(model, data, FisherPruningConfig(flops=0.8, **AFTER_REFIT))
-    plain = scores_of(model, data, FisherPruningConfig(flops=0.8, round_to=1))
+    plain = scores_of(model, data, FisherPruningConfig(flops=0.8, **FISHER))
     for block in describe_model(model).blocks:
         same = torch.equal(found[block.key], plain[block.key])
         assert same == (block.output.expert is not None)
@@ -102,7 +105,7 @@ def test_experts_keep_their_fisher_scores() -> None:
 class TestBlend:
     def test_ends_are_the_two_parts(self, batches: list[Batch]) -> None:
         model = ITEM.model()
-        fisher = scores_of(model, batches, FisherPruningConfig(flops=0.5))
+        fisher = scores_of(model, batches, FisherPruningConfig(flops=0.5, **FISHER))
         ends = [scores_of(model, batches, FisherPruningConfig(flops=0.5, **BLENDED, blend=share)) for share in (0, 1)]
         total = sum(float(scores.sum()) for scores in fisher.values())
         assert all(torch.allclose(ends[0][key], scores / total) for key, scores in fisher.items())
@@ -170,6 +173,19 @@ class TestSettings:
     def test_unknown_words(self, settings: dict[str, str]) -> None:
         with pytest.raises(PruningError, match=next(iter(settings))):
             FisherPruningConfig(flops=0.5, **settings)
+
+    @pytest.mark.parametrize(
+        ("settings", "scores"),
+        [
+            ({}, "after_refit"),
+            ({"recovery": "mask_tuning"}, "fisher"),
+            ({"recovery": "none"}, "fisher"),
+            ({"rearrange": True}, "fisher"),
+            ({"importance": "magnitude"}, "magnitude"),
+        ],
+    )
+    def test_scores_count_on_the_refit_where_there_is_one(self, settings: dict[str, Any], scores: str) -> None:
+        assert FisherPruningConfig(flops=0.5, **settings).scores == scores
 
     @pytest.mark.parametrize("importance", ["gradient", "magnitude"])
     def test_scores_that_are_no_expectation_of_squares(self, importance: str) -> None:

@@ -10,7 +10,7 @@ from ...metric_budget import MetricBudgetConfig
 from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, is_number
 
 _CHOICES = {
-    "importance": ("fisher", "after_refit", "blended", "gradient", "magnitude"),
+    "importance": (None, "after_refit", "fisher", "blended", "gradient", "magnitude"),
     "labels": ("data", "model"),
     "recovery": ("weights", "mask_tuning", "none"),
     "solver": ("direct", "lsmr"),
@@ -23,9 +23,9 @@ class FisherPruningConfig(MetricBudgetConfig):
     """Fast post-training pruning of heads and filters (Kwon et al. 2022): no training, minutes, one budget.
 
     The paper's own pipeline is `recovery="mask_tuning"`; the default refits the output projections instead, which
-    loses less accuracy. `importance="after_refit"` also chooses units by what that refit cannot make up for (as
-    ZipLM does, Kurtic et al. 2023, with Fisher information in place of the output's plain error), and
-    `labels="model"` does without labels.
+    loses less accuracy, and chooses units by what that refit cannot make up for (`importance="after_refit"`, as ZipLM
+    does, Kurtic et al. 2023, with Fisher information in place of the output's plain error). `importance="fisher"` are
+    the paper's scores, and `labels="model"` does without labels.
 
     `iterative=True` decides group by group, as Park et al. (2024, "K-prune") do sublayer by sublayer: each group is cut
     and repaired before the units of those that are left are scored anew, on the model as it is by then. By default
@@ -39,11 +39,12 @@ class FisherPruningConfig(MetricBudgetConfig):
     strategy: ClassVar[str] = "fisher"
     resumes: ClassVar[bool] = True
 
-    importance: str = field(
-        default="fisher",
+    importance: str | None = field(
+        default=None,
         metadata={
-            "help": "Score of a unit: 'fisher' (squared gradients), 'after_refit' (what is lost although the others are"
-            " refitted), 'blended' (see blend), 'gradient' or 'magnitude'."
+            "help": "Score of a unit: 'after_refit' (what is lost although the others are refitted), 'fisher' (squared"
+            " gradients), 'blended' (see blend), 'gradient' or 'magnitude'. Default: 'after_refit' where the others are"
+            " refitted (recovery='weights' without rearrange), else 'fisher'."
         },
     )
     blend: float | None = field(
@@ -152,6 +153,12 @@ class FisherPruningConfig(MetricBudgetConfig):
     def rearranges(self) -> bool:
         """Whether units are reselected within each block."""
         return self.recovery != "weights" if self.rearrange is None else self.rearrange
+
+    @property
+    def scores(self) -> str:
+        """The importance that counts: what is chosen, or the default for how units are repaired."""
+        refitted = self.recovery == "weights" and not self.rearranges
+        return self.importance or ("after_refit" if refitted else "fisher")
 
     @property
     def needs_labels(self) -> bool:

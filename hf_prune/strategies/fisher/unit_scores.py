@@ -107,9 +107,9 @@ class FisherStatistics:
             batches: this process's first batches from `data`, where not all of them are wanted.
         """
         gradients = GradientStatistics()
-        if config.importance != "magnitude" or config.rearranges:
+        if config.scores != "magnitude" or config.rearranges:
             labels = cast(Labels, config.labels)
-            outputs = config.importance == "after_refit"
+            outputs = config.scores == "after_refit"
             gradients = GradientStatistics.collect(
                 model, anatomy, data, labels, keep_rows=config.rearranges, outputs=outputs, batches=batches
             )
@@ -129,16 +129,16 @@ def score_candidates(
 
     What they take from hidden states comes from `batches`, by default from `refit_examples` of the data.
     """
-    if config.importance == "magnitude":
+    if config.scores == "magnitude":
         return (_by_key(anatomy, magnitude_scores(model, anatomy.blocks)),)
     rows = statistics.rows
     seen = data.take(config.refit_examples) if batches is None else batches
-    if config.importance == "gradient":
+    if config.scores == "gradient":
         return ({key: data.sum(row.absolute_sum.clone()) for key, row in rows.items()},)
     fisher = {key: data.sum(row.square_sum.clone()) for key, row in rows.items()}
-    if config.importance == "after_refit":
+    if config.scores == "after_refit":
         return (fisher | _scores_after_refit(model, anatomy, statistics, data, seen),)
-    if config.importance == "blended":
+    if config.scores == "blended":
         energies = _energies(model, anatomy, data, seen)
         shares = BLENDS if config.blend is None else (config.blend,)
         return tuple(blend_scores(fisher, energies, share) for share in shares)
