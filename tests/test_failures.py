@@ -216,7 +216,7 @@ MOMENTS = {
     "search": (strategy, "select_units", 0),
     "middle of the repair": (repair, "refit_weights", 3),
     "cut": (verify, "shrink_model", 0),
-    "middle of installing repairs": (verify, "put_repair", 8),
+    "middle of installing repairs": (verify, "put_repair", 5),
     "comparison": (verify, "_compare", 0),
     "timing": (pruning_run, "compare_with_undone", 0),
     "report": (pruning_run, "build_report", 0),

@@ -57,7 +57,7 @@ def test_settings_are_told_by_strategy_where_they_differ(monkeypatch: pytest.Mon
 def test_a_setting_of_some_strategies_names_them() -> None:
     settings = found()
     assert settings["pattern"].help_text.endswith("(Strategy: magnitude, movement, random.)")
-    assert settings["importance"].help_text.endswith("Default: fisher. (Strategy: fisher.)")
+    assert settings["solver"].help_text.endswith("Default: direct. (Strategy: fisher.)")
     assert "Strategy:" not in settings["target_modules"].help_text
 
 
