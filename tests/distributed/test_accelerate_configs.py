@@ -16,7 +16,16 @@ KINDS = {
     "one_node_gpus": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
 }
-REPORT = "from accelerate import PartialState as S; s = S(cpu=True); print(s.process_index, s.num_processes)"
+# Each process writes a file: what two of them print may come out mixed.
+REPORT = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+
+state = PartialState(cpu=True)
+(Path(sys.argv[1]) / f"{state.process_index}.txt").write_text(f"one of {state.num_processes}")
+state.destroy_process_group()
+"""
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -32,7 +41,7 @@ def test_the_launcher_knows_every_setting(path: Path) -> None:
 
 def test_two_processes_are_started_on_the_cpu(tmp_path: Path) -> None:
     script = tmp_path / "report.py"
-    script.write_text(f"{REPORT}\ns.destroy_process_group()\n")
-    finished = launch(script, 2)
+    script.write_text(REPORT)
+    finished = launch(script, 2, tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert sorted(finished.stdout.split("\n")) == ["", "0 2", "1 2"]
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"0.txt": "one of 2", "1.txt": "one of 2"}
