@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .errors import PruningError
 from .kept_steps import KeptSteps
 from .offloading import device_of
+from .processes import add_up, told_by_first
 from .rows import (
     ADVICE,
     IGNORED,
@@ -149,7 +150,7 @@ class CalibrationData:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all processes (in place; every process must call it in the same order)."""
         if self.processes > 1:
-            torch.distributed.all_reduce(tensor)
+            add_up([tensor])
         return tensor
 
     def agree(self, action: Callable[[], T]) -> T:
@@ -176,11 +177,7 @@ class CalibrationData:
 
     def broadcast(self, value: Any) -> Any:
         """Process 0's value, on every process (for decisions that rest on local measurements)."""
-        if self.processes == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        return value if self.processes == 1 else told_by_first(value)
 
     def _as_batches(self, data: Any, collator: Collator, batch_size: int) -> Iterable[Any]:
         if isinstance(data, Dataset):

@@ -27,8 +27,9 @@ def average(tensors: Iterable[torch.Tensor]) -> None:
     count = process_count()
     if count == 1:
         return
-    for tensor in tensors:
-        torch.distributed.all_reduce(tensor)
+    summed = list(tensors)
+    add_up(summed)
+    for tensor in summed:
         tensor.div_(count)
 
 

@@ -8,7 +8,7 @@ process ever having a whole matrix. Whole matrices come together one at a time, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,14 @@ class Shards:
 
 
 WHOLE = Shards()
+
+
+def count_true(masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How many are True in each mask that this process has, integers `[masks]` on the first one's device.
+
+    A tensor, because reading a number makes the host wait for the device: it is read, or added up, once for all.
+    """
+    return torch.stack([mask.count_nonzero().to(masks[0].device) for mask in masks])
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:

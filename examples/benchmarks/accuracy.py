@@ -34,6 +34,7 @@ from cell_arguments import (
     add_cache_arguments,
     add_choice_arguments,
     add_seed_argument,
+    chosen_cells,
     parse_filters,
     parse_settings,
 )
@@ -158,14 +159,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     parser.add_argument("--max-calibration", type=int, help="calibration examples at most, to try the script")
     parser.add_argument("--plot", type=Path, help="picture to write; default: beside --output")
     arguments = parser.parse_args(argv)
-    try:
+
+    def asked_for() -> list[Cell]:
         request = Request.of(arguments, parse_settings(arguments.training, Training()))
-        cells = cells_of(request, arguments.seeds, parse_filters(arguments.only, FIELDS))
-        for cell in cells:
-            cell.settings()  # refuses what the configuration does not have or take
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    return arguments, cells
+        return cells_of(request, arguments.seeds, parse_filters(arguments.only, FIELDS))
+
+    return arguments, chosen_cells(parser, asked_for)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from cell_arguments import (
     add_cache_arguments,
     add_choice_arguments,
     add_seed_argument,
+    chosen_cells,
     parse_filters,
     passes,
 )
@@ -150,14 +151,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     )
     parser.add_argument("--max-calibration", type=int, help="calibration examples at most, to try the script")
     arguments = parser.parse_args(argv)
-    try:
+
+    def asked_for() -> Iterator[Cell]:
         request, allowed = Request.of(arguments), parse_filters(arguments.only, FIELDS)
-        cells = [cell for cell in _every_cell(request, arguments.seeds) if passes(cell, allowed)]
-        for cell in cells:
-            cell.settings()  # refuses what the configuration does not have or take
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    return arguments, cells
+        return (cell for cell in _every_cell(request, arguments.seeds) if passes(cell, allowed))
+
+    return arguments, chosen_cells(parser, asked_for)
 
 
 def _every_cell(request: Request, seeds: int) -> Iterator[Cell]:

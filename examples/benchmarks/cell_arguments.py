@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from cells import default_cache
 
 Settings = TypeVar("Settings")
+CellT = TypeVar("CellT", bound=Any)
 Fields = Mapping[str, Collection[Any] | None]
 
 
@@ -65,6 +66,22 @@ def parse_filters(filters: Collection[str], known: Fields) -> dict[str, set[str]
         if usual is not None and not allowed[name] <= (names := set(map(str, usual))):
             raise ValueError(f"--only {text}: {name} is one of {', '.join(sorted(names))}")
     return allowed
+
+
+def chosen_cells(parser: argparse.ArgumentParser, choose: Callable[[], Iterable[CellT]]) -> list[CellT]:
+    """The cells that the options ask for; where one cannot be, the script ends with the parser's own message.
+
+    Args:
+        parser: of the options.
+        choose: makes the cells, or raises a ValueError or TypeError.
+    """
+    try:
+        cells = list(choose())
+        for cell in cells:
+            cell.settings()  # refuses what the configuration does not have or take
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    return cells
 
 
 def passes(cell: object, allowed: Mapping[str, Collection[str]]) -> bool:

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from arguments import benchmark_parser, prepare_run, write_results
-from cell_arguments import Fields, add_cache_arguments, add_seed_argument, parse_filters, passes
+from cell_arguments import Fields, add_cache_arguments, add_seed_argument, chosen_cells, parse_filters, passes
 from cells import CellCache, measure_cells
 from config_keys import PAPER_SCORES, config_key
 from intervals import Estimate
@@ -139,11 +139,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         "--round-to", type=int, default=1, help="widths are multiples of this; these models are too small for 8"
     )
     arguments = parser.parse_args(argv)
-    try:
+
+    def asked_for() -> Iterator[Cell]:
         allowed = parse_filters(arguments.only, FIELDS)
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments, [cell for cell in _every_cell(arguments) if passes(cell, allowed)]
+        return (cell for cell in _every_cell(arguments) if passes(cell, allowed))
+
+    return arguments, chosen_cells(parser, asked_for)
 
 
 def _every_cell(arguments: argparse.Namespace) -> Iterator[Cell]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..errors import PruningError
-from ..shards import WHOLE, Shards
+from ..shards import WHOLE, Shards, count_true
 
 _HALF = 1 << 15
 
@@ -73,9 +73,9 @@ def masks_over(scores: Sequence[torch.Tensor], keep: int, shards: Shards = WHOLE
     keys = [_sortable(score) for score in scores]
     threshold = _kth_largest(keys, keep, shards)
     masks = [key > threshold for key in keys]
-    missing = keep - int(shards.add_up(_counts(masks).sum()))
+    missing = keep - int(shards.add_up(count_true(masks).sum()))
     ties = [key == threshold for key in keys]
-    for mask, tie, number in zip(masks, ties, shards.allotted(_counts(ties), missing), strict=True):
+    for mask, tie, number in zip(masks, ties, shards.allotted(count_true(ties), missing), strict=True):
         mask.view(-1)[tie.flatten().nonzero().flatten()[:number]] = True
     return masks
 
@@ -129,11 +129,6 @@ def _sortable(scores: torch.Tensor) -> torch.Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _counts(masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """How many are True in each."""
-    return torch.stack([mask.count_nonzero().to(masks[0].device) for mask in masks])
-
-
 def _kth_largest(keys: Sequence[torch.Tensor], k: int, shards: Shards) -> int:
     if len(keys) == 1 and not shards.several:  # what torch has is faster, for one tensor
         return int(keys[0].flatten().kthvalue(keys[0].numel() - k + 1).values)
@@ -162,7 +157,7 @@ def _bin_from_above(counts: torch.Tensor, k: int) -> tuple[int, int]:
 
 def _check_numbers(scores: Sequence[torch.Tensor], shards: Shards) -> None:
     """Raises a PruningError on every process where one has a score that is not a number."""
-    found = shards.add_up(_counts([score.isnan() for score in scores])).cpu()
+    found = shards.add_up(count_true([score.isnan() for score in scores])).cpu()
     if found.any():
         index = int(found.nonzero()[0])
         raise PruningError(

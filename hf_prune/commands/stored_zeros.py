@@ -50,8 +50,7 @@ def _counted(name: str, tensor: Any) -> MatrixSparsity:
         return MatrixSparsity(name, weights, weights - kept)
     if len(tensor.get_shape()) < 2 or tensor.get_dtype() not in FLOAT_NAMES:
         return MatrixSparsity(name, 1, 0)
-    values = tensor[...]
-    return MatrixSparsity(name, values.numel(), values.numel() - int(values.count_nonzero()))
+    return MatrixSparsity.of(name, tensor[...])
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

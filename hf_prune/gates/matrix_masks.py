@@ -10,7 +10,7 @@ import torch
 
 from ..anatomy import WeightMatrix
 from ..errors import PruningError
-from ..shards import Shards, gathered, shards_of
+from ..shards import Shards, count_true, gathered, shards_of
 
 
 class MatrixMasks(ABC):
@@ -52,9 +52,7 @@ class MatrixMasks(ABC):
         masks = self.masks
         if not masks:
             return 0
-        # One number at the end, because reading one makes the host wait for the device.
-        kept = torch.stack([mask.count_nonzero().to(masks[0].device) for mask in masks]).sum()
-        return self.weight_count - int(self.shards.add_up(kept))
+        return self.weight_count - int(self.shards.add_up(count_true(masks).sum()))
 
     @abstractmethod
     def set(self, masks: Sequence[torch.Tensor]) -> None:

@@ -18,6 +18,8 @@ RIDGE = 1e-2
 # Blocks of many units remove this part of them between two updates of all of their statistics.
 UPDATES = 64
 
+Tensors = dict[str, torch.Tensor]
+
 
 def removal_curves(
     model: PreTrainedModel,
@@ -41,25 +43,19 @@ def removal_curves(
         By block key. Errors are means over tokens, in the metric. Blocks without a metric have none, nor have experts
         and blocks that do not run on this data.
     """
-    step, device = data.steps.step("curves"), device_of(model)
-    curves: dict[str, RemovalCurve] = {}
-    for block in anatomy.blocks:
-        sizes = {"order": (torch.int64, (block.units,)), "errors": (torch.float64, (block.units,))}
-        kept = step.read(block.key, sizes, device)
-        if kept is not None:
-            curves[block.key] = RemovalCurve(**kept[0])
 
-    def measure(dense: DenseBlock) -> None:
+    def measure(dense: DenseBlock) -> Tensors | None:
         metric = metrics.get(dense.block.key)
-        if metric is not None:
-            together = max(1, dense.block.units // UPDATES)
-            weight = metric_root(metric) @ dense.weight
-            curve = removal_curve(dense.gram, weight, dense.columns, ridge, together)
-            step.write(dense.block.key, {"order": curve.order, "errors": curve.errors})
-            curves[dense.block.key] = curve
+        if metric is None:
+            return None
+        together = max(1, dense.block.units // UPDATES)
+        weight = metric_root(metric) @ dense.weight
+        curve = removal_curve(dense.gram, weight, dense.columns, ridge, together)
+        return {"order": curve.order, "errors": curve.errors}
 
-    visit_dense_blocks(model, anatomy, data, batches, measure, progress, known=tuple(curves))
-    return curves
+    types = {"order": torch.int64, "errors": torch.float64}
+    found = _by_block(model, anatomy, data, batches, progress, "curves", types, measure)
+    return {key: RemovalCurve(**tensors) for key, tensors in found.items()}
 
 
 def contributed_energies(
@@ -73,16 +69,45 @@ def contributed_energies(
 
     A step of `data.steps`, as in `removal_curves`.
     """
-    step, device = data.steps.step("contributions"), device_of(model)
-    energies: dict[str, torch.Tensor] = {}
+
+    def measure(dense: DenseBlock) -> Tensors:
+        return {"energies": unit_energies(dense.gram, dense.weight, dense.columns)}
+
+    types = {"energies": torch.float64}
+    found = _by_block(model, anatomy, data, batches, progress, "contributions", types, measure)
+    return {key: tensors["energies"] for key, tensors in found.items()}
+
+
+def _by_block(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    data: CalibrationData,
+    batches: Iterable[Batch],
+    progress: Callable[[str], None],
+    name: str,
+    types: Mapping[str, torch.dtype],
+    measure: Callable[[DenseBlock], Tensors | None],
+) -> dict[str, Tensors]:
+    """What `measure` makes of the blocks, by key; those of which it makes nothing are left out.
+
+    Args:
+        model, anatomy, data, batches, progress: see `visit_dense_blocks`.
+        name: of the step that it is of `data.steps`.
+        types: of the tensors that `measure` returns, each `[units]`.
+        measure: the measurement.
+    """
+    step, device = data.steps.step(name), device_of(model)
+    found: dict[str, Tensors] = {}
     for block in anatomy.blocks:
-        kept = step.read(block.key, {"energies": (torch.float64, (block.units,))}, device)
+        kept = step.read(block.key, {part: (dtype, (block.units,)) for part, dtype in types.items()}, device)
         if kept is not None:
-            energies[block.key] = kept[0]["energies"]
+            found[block.key] = kept[0]
 
-    def measure(dense: DenseBlock) -> None:
-        energies[dense.block.key] = unit_energies(dense.gram, dense.weight, dense.columns)
-        step.write(dense.block.key, {"energies": energies[dense.block.key]})
+    def visit(dense: DenseBlock) -> None:
+        tensors = measure(dense)
+        if tensors is not None:
+            step.write(dense.block.key, tensors)
+            found[dense.block.key] = tensors
 
-    visit_dense_blocks(model, anatomy, data, batches, measure, progress, known=tuple(energies))
-    return energies
+    visit_dense_blocks(model, anatomy, data, batches, visit, progress, known=tuple(found))
+    return found

@@ -215,10 +215,9 @@ class Walk:
     def _repair(self, layer: nn.Module, steps: Sequence[Step], index: int, streams: Sequence[Stream]) -> Repair | None:
         """A block's repair, from an interrupted run or anew; None to leave the block as it is."""
         block = steps[index].block
-        weight, bias = weight_of(layer, block.output), linear_at(layer, block.output).bias
-        own = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        sizes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in own.items()}
-        kept = self.step.read(block.key, sizes, weight.device)
+        own = Repair(weight_of(layer, block.output), linear_at(layer, block.output).bias)
+        sizes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in own.tensors().items()}
+        kept = self.step.read(block.key, sizes, own.weight.device)
         if kept is not None:
             return Repair(kept[0]["weight"], kept[0].get("bias"))
         repair = self.solve(self._problem(layer, steps, index, streams))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -33,6 +34,11 @@ class MatrixSparsity:
     weights: int
     removed: int
 
+    @classmethod
+    def of(cls, name: str, kept: torch.Tensor) -> Self:
+        """Of a mask, or of a matrix whose zeros are removed."""
+        return cls(name, kept.numel(), kept.numel() - int(kept.count_nonzero()))
+
     @property
     def sparsity(self) -> float:
         """The share that is removed."""
@@ -54,7 +60,7 @@ def matrix_sparsity(source: nn.Module | Mapping[str, torch.Tensor]) -> tuple[Mat
     else:
         check_masks(source)
         kept = dict(source)
-    rows = (MatrixSparsity(name, k.numel(), k.numel() - int(k.count_nonzero())) for name, k in kept.items())
+    rows = (MatrixSparsity.of(name, values) for name, values in kept.items())
     found = tuple(row for row in rows if row.weights)
     if not found:
         what = type(source).__name__ if isinstance(source, nn.Module) else "An empty set of masks"

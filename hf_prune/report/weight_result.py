@@ -19,9 +19,7 @@ def weight_result(model: PreTrainedModel, config: PruningConfig, masks: MatrixMa
     Of sharded matrices every process must ask for it, and gets the masks of whole ones.
     """
     pairs = [(matrix, masks.whole(index).cpu()) for index, matrix in enumerate(masks.matrices)]
-    matrices = tuple(
-        MatrixSparsity(matrix.name, mask.numel(), mask.numel() - int(mask.count_nonzero())) for matrix, mask in pairs
-    )
+    matrices = tuple(MatrixSparsity.of(matrix.name, mask) for matrix, mask in pairs)
     report = WeightReport(
         model_name=name_of(model),
         model_type=model.config.model_type,

@@ -10,22 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.meta_shards import new_pruner
-from tests.distributed.written import TWO_AND_SLOWLY_FOUR, Tensors, agreed, run_on
+from tests.distributed.written import Tensors, agreed
 
 # What a fixture launches is launched once, in one of pytest's workers.
 pytestmark = pytest.mark.xdist_group("meta_training")
 
+SCRIPT = "meta_shards.py"
+
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on("meta_shards.py", tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    return run_on("meta_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
 
 
 def last_pruner(folder: Path, processes: int) -> Tensors:

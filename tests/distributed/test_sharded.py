@@ -17,16 +17,8 @@ from tests.distributed.written import TWO_AND_SLOWLY_FOUR, assert_close, run_on
 # What a fixture launches is launched once, in one of pytest's workers.
 pytestmark = pytest.mark.xdist_group("sharded")
 
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on("sharded_training.py", tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """That masks are the same on all processes after every step is asserted by the script."""
-    return run_on("sharded_training.py", tmp_path_factory.mktemp("together"), request.param), request.param
+# It asserts that masks are the same on all processes after every step.
+SCRIPT = "sharded_training.py"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -47,8 +39,8 @@ def test_gradients_add_up_over_parts_of_a_mini_batch(alone: Path, together: tupl
 def test_another_number_of_processes_goes_on(alone: Path, together: tuple[Path, int]) -> None:
     """One process with what several have begun, and several with what one has."""
     folder, processes = together
-    run_on("sharded_training.py", folder, 1, "resumed")
-    run_on("sharded_training.py", alone, processes, "resumed")
+    run_on(SCRIPT, folder, 1, "resumed")
+    run_on(SCRIPT, alone, processes, "resumed")
     for name in CONFIGS:
         whole = load_file(alone / f"{name}-1.safetensors")
         assert_close(load_file(folder / f"{name}-resumed-1.safetensors"), whole)

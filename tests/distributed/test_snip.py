@@ -11,20 +11,12 @@ from transformers import BertForSequenceClassification
 
 from hf_prune.report import TradeOffCurve
 from tests.distributed.snip_shards import REDUCTIONS
-from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, metadata, run_on
+from tests.distributed.written import agreed, assert_close, metadata
 
 # What a fixture launches is launched once, in one of pytest's workers.
 pytestmark = pytest.mark.xdist_group("snip")
 
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on("snip_shards.py", tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    return run_on("snip_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
+SCRIPT = "snip_shards.py"
 
 
 def lines_of(folder: Path, reduction: str, processes: int) -> list[dict[str, float]]:

@@ -9,20 +9,12 @@ import torch
 
 from tests.distributed.small_bert import small_model
 from tests.distributed.static_shards import NAMES
-from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, run_on
+from tests.distributed.written import agreed, assert_close
 
 # What a fixture launches is launched once, in one of pytest's workers.
 pytestmark = pytest.mark.xdist_group("static_masks")
 
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on("static_shards.py", tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    return run_on("static_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
+SCRIPT = "static_shards.py"
 
 
 @pytest.mark.parametrize("name", NAMES)

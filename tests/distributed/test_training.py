@@ -8,21 +8,13 @@ import pytest
 import torch
 
 from tests.distributed.train_shards import CONFIGS, NOISY, STEPS
-from tests.distributed.written import TWO_AND_SLOWLY_FOUR, agreed, assert_close, metadata, run_on
+from tests.distributed.written import agreed, assert_close, metadata
 
 # What a fixture launches is launched once, in one of pytest's workers.
 pytestmark = pytest.mark.xdist_group("training")
 
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on("train_shards.py", tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.fixture(scope="module", params=TWO_AND_SLOWLY_FOUR)
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """That masks are the same on all processes after every step is asserted by the script."""
-    return run_on("train_shards.py", tmp_path_factory.mktemp("together"), request.param), request.param
+# It asserts that masks are the same on all processes after every step.
+SCRIPT = "train_shards.py"
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -161,6 +161,11 @@ class FisherPruningConfig(MetricBudgetConfig):
         return self.importance or ("after_refit" if refitted else "fisher")
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether anything rests on passes backward over the calibration data."""
+        return self.scores != "magnitude" or self.rearranges
+
+    @property
     def needs_labels(self) -> bool:
         """Whether gradients are needed, and for the labels in the data."""
-        return self.labels == "data" and (self.importance != "magnitude" or self.rearranges)
+        return self.labels == "data" and self.needs_gradients

@@ -19,6 +19,7 @@ from ...calibration import Batch, CalibrationData
 from ...recovery import Repair, Units, Walk
 from ...surgery import PruningPlan, apply_plan
 from ..base import Cut
+from ..scored import cut_of
 from .config import FisherPruningConfig
 from .repair import repair_blocks
 from .unit_scores import FisherStatistics
@@ -150,8 +151,7 @@ class _Groups:
 
     def plan(self) -> PruningPlan:
         """What was chosen last, of all blocks."""
-        masks = [self.selection.masks[block.key] for block in self.anatomy.blocks]
-        return PruningPlan.from_masks(self.anatomy.blocks, masks)
+        return cut_of(self.anatomy, self.selection, self.lengths).plan
 
     def _decided_units(self) -> dict[str, tuple[int, ...]]:
         pending = self._pending_keys()

@@ -15,8 +15,8 @@ from ...calibration import CalibrationData
 from ...recovery.rearrange import rearrange_with_gram
 from ...report.clock import StageClock
 from ...scores import GradientRows
-from ...surgery import PruningPlan
 from ..base import Cut, StagedStrategy
+from ..scored import cut_of
 from .config import FisherPruningConfig
 from .iterative import choose_by_groups
 from .repair import repair_blocks
@@ -52,8 +52,7 @@ def choose_units(
     cuts = []
     for scores in statistics.candidates:
         chosen = _chosen(model, anatomy, config, data, clock, statistics, scores)
-        plan = PruningPlan.from_masks(anatomy.blocks, [chosen.masks[block.key] for block in anatomy.blocks])
-        cuts.append(Cut(plan, statistics.lengths, notes=tuple(chosen.notes)))
+        cuts.append(cut_of(anatomy, chosen, statistics.lengths))
     best = 0
     if len(cuts) > 1:
         with clock("trials"):

@@ -107,7 +107,7 @@ class FisherStatistics:
             batches: this process's first batches from `data`, where not all of them are wanted.
         """
         gradients = GradientStatistics()
-        if config.scores != "magnitude" or config.rearranges:
+        if config.needs_gradients:
             labels = cast(Labels, config.labels)
             outputs = config.scores == "after_refit"
             gradients = GradientStatistics.collect(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ...config import PruningConfig
 from ...errors import PruningError
 from ...gates import WeightMasks
-from ...shards import shards_of
+from ...shards import count_true, shards_of
 from ..mask_pruner import MaskPruner, chosen
 
 
@@ -26,8 +24,7 @@ class ZeroHolder(MaskPruner):
         matrices = chosen(model, config)
         self._zeros = [matrix.values != 0 for matrix in matrices]
         shards = shards_of((matrix.name, matrix.parameter) for matrix in matrices)
-        zeros = torch.stack([(~mask).sum().to(self._zeros[0].device) for mask in self._zeros]).sum()
-        if not shards.add_up(zeros):
+        if not shards.add_up(count_true([~mask for mask in self._zeros]).sum()):
             raise PruningError(
                 f"{type(model).__name__} has no zeros to hold in {len(matrices)} matrices: it is not pruned, or"
                 " target_modules names the wrong ones."
