@@ -17,6 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, load_dataset
+from script_end import end_processes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
 
 from hf_prune import PruningConfig, prune_model
@@ -88,7 +89,7 @@ def main() -> None:
     if accelerator.is_main_process:
         reloaded = AutoModelForSequenceClassification.from_pretrained(arguments.output_dir)
         print(f"{arguments.output_dir} holds {reloaded.num_parameters():,} parameters.")
-    accelerator.end_training()  # a process that exits with its group can abort
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from script_end import end_processes
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase
 
 from hf_prune import MetaTrainingArguments, train_meta_pruner
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind in ("single", "pair")
         }
     train_meta_pruner(model, datasets, training_args, accelerator=accelerator, resume=model_args.resume)
-    accelerator.end_training()  # a process that exits with its group can abort
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

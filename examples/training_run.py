@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from script_end import end_processes
 from transformers import Trainer, TrainingArguments
 
 from hf_prune import PruningCallback, PruningConfig, PruningResult
@@ -54,7 +55,7 @@ def run_training(trainer: Trainer, callback: PruningCallback | None, dataset_nam
     if trainer.args.do_train:
         card = {"dataset": dataset_name} if dataset_name else {}
         save(trainer, None if callback is None else callback.result, metrics, card)
-    trainer.accelerator.end_training()  # a process that exits with its group can abort
+    end_processes(trainer.accelerator)
 
 
 def average_losses(trainer: Trainer) -> None:

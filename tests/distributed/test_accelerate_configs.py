@@ -44,4 +44,7 @@ def test_two_processes_are_started_on_the_cpu(tmp_path: Path) -> None:
     script.write_text(REPORT)
     finished = launch(script, 2, tmp_path)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {"0.txt": "one of 2", "1.txt": "one of 2"}
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == {
+        "0.txt": "one of 2",
+        "1.txt": "one of 2",
+    }

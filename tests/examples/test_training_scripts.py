@@ -219,7 +219,7 @@ def test_two_processes_give_what_one_gives_with_the_same_total_batch(
         command = [*launcher, "--main_process_port", 0, EXAMPLES / name, *options, *parts]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         ended = subprocess.run(
-            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240, check=False
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
 
