@@ -4,9 +4,10 @@ A random Llama in bf16 of the shape of a 1.1B model (hidden size 2,048, 5,632 fi
 vocabulary of 32,000), and one with twice the layers, are written layer by layer, opened with `device_map={"": "disk"}`,
 pruned to half the FLOPs with default settings on batches of 4 × 128 tokens, and written again. Each is measured in a
 process of its own, above what the libraries take: a small model has gone the same way before. Target: at most the
-embeddings (the output projection among them), three layers, three Gram matrices of the largest block that is refitted
-(float64), and one chunk of activations (4,096 tokens of that block's inputs and outputs, float32), and about the same
-for twice the layers. The checkpoint that was written must load and generate. Disk space for 7 GB is needed.
+embeddings (the output projection among them), three layers, three Gram matrices of the largest block (float64: the
+dense filters, of which scores are made), and one chunk of activations (4,096 tokens of that block's inputs and outputs,
+float32), and about the same for twice the layers. The checkpoint that was written must load and generate. Disk space
+for 7 GB is needed.
 """
 
 from __future__ import annotations
@@ -119,13 +120,9 @@ def measure_here(arguments: argparse.Namespace) -> int:
     return peak.bytes
 
 
-def bound(folder: Path, config: LlamaConfig) -> dict[str, int]:
-    """The bytes that the target consists of; the largest block is the one of this run."""
-    blocks = json.loads((folder / PRUNED / "pruning_report.json").read_text(encoding="utf8"))["blocks"]
-    columns = max(
-        block["kept_units"] * (1 if block["kind"] == "feed_forward" else config.hidden_size // block["dense_units"])
-        for block in blocks
-    )
+def bound(config: LlamaConfig) -> dict[str, int]:
+    """The bytes that the target consists of."""
+    columns = config.intermediate_size
     layer = sum(torch.Size(shape).numel() for shape in layer_shapes(config).values())
     return {
         "embeddings": 2 * config.vocab_size * config.hidden_size * BF16,
@@ -164,7 +161,7 @@ def measured(layers: int, arguments: argparse.Namespace, argv: Sequence[str]) ->
         write_checkpoint(folder / DENSE, config)
         peak = measured_apart(__file__, argv, temporary)
         stored = sum(file.stat().st_size for file in (folder / DENSE).glob("*.safetensors"))
-        return {"model": stored, "bound": bound(folder, config), "peak": peak, "generates": generates(folder)}
+        return {"model": stored, "bound": bound(config), "peak": peak, "generates": generates(folder)}
 
 
 def show(found: dict[int, dict[str, Any]]) -> None:

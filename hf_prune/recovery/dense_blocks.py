@@ -80,8 +80,9 @@ def visit_dense_blocks(
             for name in segment.layers:
                 layer, blocks = model.get_submodule(name), wanted[name]
                 with onloaded(layer):
-                    for block, equations in zip(blocks, _input_sums(layer, blocks, streams, data), strict=True):
-                        visit(_dense_block(layer, block, equations))
+                    sums = _input_sums(layer, blocks, streams, data)
+                    for block in blocks:
+                        visit(_dense_block(layer, block, sums.pop(0)))  # they are not needed beside the means
                         seen.add(block.key)
                         progress(block.key)
     for block in anatomy.blocks:
@@ -94,13 +95,14 @@ def mean_gram(equations: NormalEquations, centred: bool) -> torch.Tensor:
 
     Inputs that do not vary have none: what rounding makes of the difference is not taken for one.
     """
-    gram = equations.gram / equations.tokens.clamp(min=1)
-    squares, mean = gram[:-1, :-1], gram[:-1, -1]
+    tokens = equations.tokens.clamp(min=1)
+    gram, mean = equations.gram[:-1, :-1] / tokens, equations.gram[:-1, -1] / tokens
     if not centred:
-        return squares
-    covariance = squares - mean[:, None] * mean
-    varies = covariance.diagonal().sum() > ROUNDING * squares.diagonal().sum()
-    return covariance if varies else torch.zeros_like(covariance)
+        return gram
+    squares = gram.diagonal().sum()
+    gram.addr_(mean, mean, alpha=-1)
+    varies = gram.diagonal().sum() > ROUNDING * squares
+    return gram if varies else gram.zero_()
 
 
 def _input_sums(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Literal
 
 import torch
@@ -144,7 +144,9 @@ class _KeptSums:
         matrices: by block key, float64; they are summed up in place.
     """
 
-    def __init__(self, step: KeptStep, rows: Mapping[str, GradientRows], matrices: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, step: KeptStep, rows: Mapping[str, GradientRows], matrices: MutableMapping[str, torch.Tensor]
+    ) -> None:
         self._step, self._rows, self._matrices = step, rows, matrices
 
     def restore(self, device: torch.device) -> int:
@@ -157,8 +159,8 @@ class _KeptSums:
         tensors, _ = kept
         for key, row in self._rows.items():
             row.load_state({name: tensors[f"{key}.{name}"] for name in row.state_sizes()})
-        for key, matrix in self._matrices.items():
-            matrix.copy_(tensors[_matrix(key)])
+        for key in list(self._matrices):
+            self._matrices[key] = tensors[_matrix(key)]
         return int(tensors[_COUNT])
 
     def kept_between(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:

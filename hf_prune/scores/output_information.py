@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import ModelAnatomy, linear_at, weight_of
-from ..offloading import device_of
+from ..offloading import device_of, tensor_store
 
 # Directions with less than this part of the largest eigenvalue are left out of a square root.
 NEGLIGIBLE = 1e-8
@@ -30,13 +30,13 @@ class OutputInformation:
         anatomy: from `describe_model`. Experts are left out: each sees tokens of its own.
 
     Attributes:
-        matrices: by block key, `[hidden, hidden]`, float64.
+        matrices: by block key, `[hidden, hidden]`, float64; in files where the model's weights are (`tensor_store`).
     """
 
     def __init__(self, model: nn.Module, anatomy: ModelAnatomy) -> None:
         self._projections: dict[str, nn.Module] = {}
         self._handles: list[RemovableHandle] = []
-        self.matrices: dict[str, torch.Tensor] = {}
+        self.matrices = tensor_store(model)
         for block in anatomy.blocks:
             if block.output.expert is None:
                 layer = model.get_submodule(block.layer)
@@ -61,7 +61,9 @@ class OutputInformation:
 
     def _add(self, key: str, gradient: torch.Tensor) -> None:
         rows = gradient.detach().flatten(0, -2).float()
-        self.matrices[key] += (rows.T @ rows).double()
+        matrix = self.matrices[key]
+        matrix += (rows.T @ rows).double()
+        self.matrices[key] = matrix
 
 
 def metric_root(metric: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ from ..errors import PruningError
 CANDIDATES = 4
 # Later units of a curve score more by this much, relatively, where the curve does not tell them apart.
 NEXT = 1e-9
+# What is made of a matrix's columns on the way to units' costs is made for so many at a time.
+COLUMNS_AT_ONCE = 256
 # Times the ridge, where rounding in the Gram matrix takes more than the ridge makes up for.
 STRONGER = (1, 10, 100)
 
@@ -80,8 +82,7 @@ def removal_curve(
     if not gram.any():  # nothing comes out of this block but its bias
         nothing = torch.zeros(units, dtype=torch.float64, device=gram.device)
         return RemovalCurve(torch.arange(units, device=gram.device), nothing)
-    by_unit = columns.argsort(stable=True)
-    left = _Left.of(gram.double()[by_unit][:, by_unit], weight.double()[:, by_unit], units, ridge)
+    left = _Left.of(*_by_unit(gram.double(), weight.double(), columns), units, ridge)
     order: list[torch.Tensor] = []
     errors: list[torch.Tensor] = []
     while len(left.units):
@@ -91,19 +92,29 @@ def removal_curve(
         for _ in range(count):
             costs = candidates.costs()
             place = costs.argmin()
-            order.append(candidates.units[place])
+            order.append(candidates.units[place].clone())
             errors.append(costs[place])
-            candidates = candidates.without(place[None])
-        left = left.without(torch.isin(left.units, torch.stack(order[-count:])).nonzero()[:, 0])
+            candidates.remove(place[None])
+        left.remove(torch.isin(left.units, torch.stack(order[-count:])).nonzero()[:, 0])
     return RemovalCurve(torch.stack(order), torch.stack(errors))
 
 
-@dataclass(frozen=True)
+def _by_unit(gram: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with the columns of a unit next to each other; the same tensors where they are so already."""
+    by_unit = columns.argsort(stable=True)
+    if torch.equal(columns[by_unit], columns):
+        return gram, weight
+    return gram[by_unit[:, None], by_unit], weight[:, by_unit]
+
+
+@dataclass
 class _Left:
     """Units that are left, next to each other: their weights after the refit, and their part of the inverse.
 
+    Both are changed in place: of a block of thousands of filters, one matrix is as large as all of its weights.
+
     Attributes:
-        units: `[units]`.
+        units: `[units]`, in any order.
         inverse: `[units · width, units · width]`.
         weight: `[hidden, units · width]`.
     """
@@ -114,7 +125,8 @@ class _Left:
 
     @classmethod
     def of(cls, gram: torch.Tensor, weight: torch.Tensor, units: int, ridge: float) -> _Left:
-        return cls(torch.arange(units, device=gram.device), torch.cholesky_inverse(_damped_factor(gram, ridge)), weight)
+        inverse = torch.cholesky_inverse(_damped_factor(gram, ridge))
+        return cls(torch.arange(units, device=gram.device), inverse, weight.clone())
 
     @property
     def width(self) -> int:
@@ -123,28 +135,44 @@ class _Left:
 
     def costs(self) -> torch.Tensor:
         """What each unit's removal would add to the error, `[units]`."""
-        units, width = len(self.units), self.width
-        own = self.inverse.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        weights = self.weight.T.reshape(units, width, len(self.weight))
-        return (weights * torch.cholesky_solve(weights, torch.linalg.cholesky(own))).sum((1, 2))
+        some = max(1, COLUMNS_AT_ONCE // self.width)
+        return torch.cat([self._costs(places) for places in torch.arange(len(self.units)).split(some)])
 
     def only(self, places: torch.Tensor) -> _Left:
         """Some of the units, with all others left in the block."""
         columns = self._columns(places)
-        return _Left(self.units[places], self.inverse[columns][:, columns], self.weight[:, columns])
+        return _Left(self.units[places], self.inverse[columns[:, None], columns], self.weight[:, columns])
 
-    def without(self, places: torch.Tensor) -> _Left:
-        """The units after some were removed and the others' weights refitted."""
-        stays = torch.ones(len(self.units), dtype=torch.bool, device=places.device)
+    def remove(self, places: torch.Tensor) -> None:
+        """Removes units and refits the others' weights."""
+        gone = self._columns(places)
+        across = self.inverse[gone]
+        change = torch.cholesky_solve(across, torch.linalg.cholesky(across[:, gone]))
+        self.weight.addmm_(self.weight[:, gone], change, alpha=-1)
+        self.inverse.addmm_(across.T, change, alpha=-1)
+        self._close_gaps(places)
+
+    def _costs(self, places: torch.Tensor) -> torch.Tensor:
+        units, width = len(self.units), self.width
+        blocks = self.inverse.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        own, weights = blocks[places], self.weight[:, self._columns(places)].T
+        weights = weights.reshape(len(places), width, len(self.weight))
+        return (weights * torch.cholesky_solve(weights, torch.linalg.cholesky(own))).sum((1, 2))
+
+    def _close_gaps(self, places: torch.Tensor) -> None:
+        """The last units move to the places of those that go."""
+        count = len(self.units) - len(places)
+        stays = torch.ones_like(self.units, dtype=torch.bool)
         stays[places] = False
-        gone, kept = self._columns(places), self._columns(stays.nonzero()[:, 0])
-        across = self.inverse[gone][:, kept]
-        change = torch.cholesky_solve(across, torch.linalg.cholesky(self.inverse[gone][:, gone]))
-        return _Left(
-            self.units[stays],
-            self.inverse[kept][:, kept] - across.T @ change,
-            self.weight[:, kept] - self.weight[:, gone] @ change,
-        )
+        free, last = (~stays[:count]).nonzero()[:, 0], count + stays[count:].nonzero()[:, 0]
+        to, origin = self._columns(free), self._columns(last)
+        self.inverse[to] = self.inverse[origin]
+        self.inverse[:, to] = self.inverse[:, origin]
+        self.weight[:, to] = self.weight[:, origin]
+        self.units[free] = self.units[last]
+        size = count * self.width
+        self.inverse, self.weight = self.inverse[:size, :size], self.weight[:, :size]
+        self.units = self.units[:count]
 
     def _columns(self, places: torch.Tensor) -> torch.Tensor:
         width = self.width
@@ -157,10 +185,11 @@ def _damped_factor(gram: torch.Tensor, ridge: float) -> torch.Tensor:
     Sums over tokens are rounded in proportion to their squares, and what is left of them around a mean may be no more
     than that: of inputs that hardly vary. As in the refit, the damping is then stronger.
     """
-    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for times in STRONGER:
         damping = times * ridge * gram.diagonal().mean()
-        factor, info = torch.linalg.cholesky_ex(gram + damping * unit)
+        damped = gram.clone()
+        damped.diagonal().add_(damping)
+        factor, info = torch.linalg.cholesky_ex(damped)
         # Without rounding, no pivot is below the damping.
         if int(info) == 0 and bool(factor.diagonal().min().square() >= damping / 2):
             return factor

@@ -68,8 +68,10 @@ class GradientStatistics:
         """
         information = OutputInformation(model, anatomy) if outputs else None
         rows = data.agree(lambda: collect_gradients(model, anatomy, data, keep_rows, labels, information, batches))
-        matrices = information.matrices if information is not None else {}
-        return cls(rows, {key: data.sum(matrix) for key, matrix in matrices.items()})
+        matrices = {} if information is None else information.matrices
+        for key in list(matrices) if data.processes > 1 else ():
+            matrices[key] = data.sum(matrices[key])
+        return cls(rows, matrices)
 
 
 @dataclass(frozen=True)
