@@ -17,7 +17,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, load_dataset
-from script_end import end_processes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
 
 from hf_prune import PruningConfig, prune_model
@@ -35,6 +34,9 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     examples: int = field(default=2048, metadata={"help": "Calibration examples."})
+    resume_dir: str | None = field(
+        default=None, metadata={"help": "Keeps what the run has found so far; started again, it goes on from there."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Work on the CPU also where there is a GPU."})
 
 
@@ -83,13 +85,15 @@ def main() -> None:
         eval_dataset=validation,
         compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
         accelerator=accelerator,
+        resume_dir=arguments.resume_dir,
     )
     accelerator.print(result.report.to_markdown())
     result.save_pretrained(arguments.output_dir, tokenizer=tokenizer, is_main_process=accelerator.is_main_process)
     if accelerator.is_main_process:
         reloaded = AutoModelForSequenceClassification.from_pretrained(arguments.output_dir)
         print(f"{arguments.output_dir} holds {reloaded.num_parameters():,} parameters.")
-    end_processes(accelerator)
+    accelerator.wait_for_everyone()  # a group that ends while others are in it can wait forever
+    accelerator.end_training()  # a process that exits with its group can abort
 
 
 if __name__ == "__main__":

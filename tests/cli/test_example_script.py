@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from hf_prune import PruningError
 from tests.cli.rows import sentence, write_tsv
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "prune_text_classification.py"
@@ -32,8 +33,9 @@ def test_files_in_a_pipeline_out(
         monkeypatch,
         *("--model_name_or_path", models["classification"]),
         *("--train_file", rows, "--validation_file", rows, "--text_columns", "text"),
-        *("--output_dir", folder, "--flops", 0.5, "--recovery", "mask_tuning"),
+        *("--output_dir", folder, "--flops", 0.5, "--recovery", "mask_tuning", "--resume_dir", tmp_path / "unfinished"),
     )
+    assert not (tmp_path / "unfinished").exists()
     printed = capsys.readouterr().out
     assert "| accuracy |" in printed
     dense = AutoModelForSequenceClassification.from_pretrained(models["classification"])
@@ -43,6 +45,20 @@ def test_files_in_a_pipeline_out(
     assert pruned.config.pruning["strategy"]["recovery"] == "mask_tuning"
     [answer] = pipeline("text-classification", str(folder))("a good film")
     assert answer["label"] in ("negative", "positive")
+
+
+def test_a_run_is_kept_for_strategies_that_go_on_with_it(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_tsv(tmp_path / "rows.tsv", {"text": ["good", "bad"], "label": ["positive", "negative"]})
+    with pytest.raises(PruningError, match="Strategies that can be resumed: "):
+        run_script(
+            monkeypatch,
+            *("--model_name_or_path", models["classification"], "--train_file", rows, "--text_columns", "text"),
+            *("--output_dir", tmp_path / "small", "--strategy", "random", "--heads", 0.5),
+            *("--resume_dir", tmp_path / "unfinished"),
+        )
+    assert not (tmp_path / "small").exists()
 
 
 def test_an_unknown_strategy_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
