@@ -53,8 +53,9 @@ class Settings:
     many iterations and, before them, as many steps as each of them has, in which spectral norms come below their bound.
     An iteration that removes FFNs only always removes one, so that these curves take fewer. `rate` is a learning rate,
     `dense_rate` that of full fine-tuning; what is not explained here is the strategy's, see `SnipPruningConfig` (`k`
-    for heads, `ffn_k` for FFNs). An FFN of this model is a ninth of the cost: with `most` below that, none would go as
-    long as there are heads that are used less.
+    for heads, `ffn_k` for FFNs). An FFN of this model is a ninth of the cost, a head a 216th: `most` lets an FFN go
+    together with `k` heads that are used less. The spectral norms of its FFNs are 5 to 12 once it is fine-tuned; held
+    below the paper's bound of 5 it loses four points before anything is removed.
     """
 
     sst2_rows: int = 52000
@@ -74,10 +75,10 @@ class Settings:
     k: int = 3
     ffn_k: int = 1
     theta: float = 0.95
-    most: float = 0.12
+    most: float = 0.13
     l1: float = 0.01
     layer_rate_decay: float = 0.8
-    spectral_bound: float = 5.0
+    spectral_bound: float = 8.0
 
     def rows(self, task: str) -> int:
         """Rows to train on. With as many as all steps together take, no row is seen twice."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_prune import PruningError, measure_latency
-from hf_prune.budget.latency import compare_latency, random_batch
+from hf_prune.budget.latency import compare_latency, random_batch, time_in_turn
 from hf_prune.budget.positions import check_length, position_count
 from tests.small_models import case
 from tests.task_models import CONTRASTIVE, TASK_MODELS, TaskModel
@@ -68,3 +68,12 @@ def test_positions_are_fewer_where_padding_takes_some() -> None:
 def test_numbers_below_one(settings: tuple[int, int, int]) -> None:
     with pytest.raises(PruningError, match="must all be at least 1"):
         compare_latency([TASK_MODELS["gpt2"].model()], settings[0], settings[1], repeats=settings[2])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_device_that_works_on_its_own_time_is_waited_for(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append(f"wait for {device}"))
+    time_in_turn([lambda: events.append("run")], 2, torch.device(device), prepare=lambda: events.append("prepare"))
+    wait = [f"wait for {device}"] if device == "cuda" else []
+    assert events == ["prepare", *wait, "run", *wait] * 3

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import lsmr as scipy_lsmr
 
 from hf_prune import PruningError, describe_model
 from hf_prune.recovery import MaskTuner, NormalEquations, ReconstructionProblem, mask_tuning, solve_mask_scales
@@ -99,12 +103,10 @@ def test_lsmr_agrees_with_the_direct_solve(units: int, width: int, damp: float) 
 
 
 def test_lsmr_runs_as_on_the_system_itself() -> None:
-    from scipy.sparse.linalg import lsmr
-
     problem = Problem(12, 1)
     matrix = (problem.inputs[:, None, :] * problem.weight[None]).reshape(-1, 12)
     rest = (problem.targets - problem.bias).flatten() - matrix.sum(1)
-    expected = 1 + torch.from_numpy(lsmr(matrix.numpy(), rest.numpy(), damp=1.0, maxiter=60)[0])
+    expected = 1 + torch.from_numpy(scipy_lsmr(matrix.numpy(), rest.numpy(), damp=1.0, maxiter=60)[0])
     assert torch.allclose(problem.scales(1.0, solver="lsmr"), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -118,6 +120,48 @@ def test_lsmr_that_does_not_converge_gives_nothing_acceptable(monkeypatch: pytes
 
     monkeypatch.setattr(mask_tuning, "_lsmr_backend", lambda device: (right[0], stopped_early, right[2]))
     assert not acceptable(problem.scales(1.0, solver="lsmr"))
+
+
+class TestOnAGpu:
+    """CuPy's part is played by NumPy and SciPy, with CuPy's names and signatures."""
+
+    @pytest.fixture
+    def cupy(self, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+        """What CuPy was given, as far as it plays a part."""
+        given: list[np.ndarray] = []
+
+        def from_dlpack(tensor: torch.Tensor) -> np.ndarray:
+            given.append(np.from_dlpack(tensor))  # type: ignore[arg-type]
+            return given[-1]
+
+        def lsmr(A: Any, b: Any, x0: Any = None, damp: float = 0.0, *, maxiter: int | None = None) -> Any:
+            return scipy_lsmr(A, b, damp=damp, x0=x0, maxiter=maxiter)
+
+        modules = {name: ModuleType(name) for name in ("cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse")}
+        modules["cupyx.scipy.sparse.linalg"] = linalg = ModuleType("linalg")
+        modules["cupy"].from_dlpack, linalg.lsmr = from_dlpack, lsmr  # type: ignore[attr-defined]
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        backend = mask_tuning._lsmr_backend
+        monkeypatch.setattr(mask_tuning, "_lsmr_backend", lambda device: backend(torch.device("cuda")))
+        return given
+
+    def test_cupy_solves_what_scipy_does(self, cupy: list[np.ndarray]) -> None:
+        problem = Problem(12, 1)
+        found = problem.scales(1.0, solver="lsmr")
+        assert [array.shape for array in cupy] == [(12, 12), (12,)]
+        assert torch.allclose(found, problem.scales(1.0), rtol=1e-3, atol=1e-3)
+
+    def test_nothing_is_copied(self, cupy: list[np.ndarray]) -> None:
+        to_array, _, to_tensor = mask_tuning._lsmr_backend(torch.device("cuda"))
+        tensor = torch.zeros(3)
+        to_tensor(to_array(tensor))[1] = 2.0
+        assert tensor.tolist() == [0.0, 2.0, 0.0]
+
+    def test_without_cupy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        with pytest.raises(PruningError, match=r"pip install 'hf-prune\[cuda12\]'.*solver='direct'"):
+            mask_tuning._lsmr_backend(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
