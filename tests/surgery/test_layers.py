@@ -6,13 +6,11 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,122 +18,22 @@ from transformers import PreTrainedModel
 from hf_prune import PruningError, describe_model
 from hf_prune.anatomy.example_inputs import example_batch
 from hf_prune.recovery import Repair
-from hf_prune.surgery import PruningPlan, apply_plan, drop_identity_layers, shrink_model, verify, write_metadata
+from hf_prune.surgery import PruningPlan, apply_plan, verify
 from hf_prune.surgery.layers import LayerRemoval
 from tests.conformance.plans import difference, run
-from tests.small_models import scale_weights
-
-_SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 48,
-}
-_GROUPS = {"num_key_value_heads": 2, "head_dim": 8}
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_GPT2 = {"vocab_size": 61, "n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 48, **_IDS}
-_GPT_NEO = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_heads": 4,
-    "num_layers": 4,
-    "intermediate_size": 40,
-    "attention_types": [[["global", "local"], 2]],
-    "max_position_embeddings": 48,
-    "window_size": 4,
-    **_IDS,
-}
-_GEMMA3 = {
-    **_SIZES,
-    **_GROUPS,
-    **_IDS,
-    "sliding_window": 4,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
-}
-_T5 = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_heads": 4, "num_layers": 4, "num_decoder_layers": 3}
-_BART = {
-    "vocab_size": 61,
-    "d_model": 32,
-    "encoder_layers": 4,
-    "decoder_layers": 4,
-    "max_position_embeddings": 48,
-    **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in [("attention_heads", 4)]},
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 40,
-}
-_VISION = {**_SIZES, "image_size": 16, "patch_size": 8}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A model and layers to remove from it, with the config entries that say so afterwards."""
-
-    name: str
-    settings: dict[str, Any]
-    removed: tuple[str, ...]
-    entries: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def model(self, **changes: Any) -> PreTrainedModel:
-        model_class = getattr(transformers, self.name)
-        model = model_class(model_class.config_class(**{**self.settings, **changes})).eval()
-        scale_weights(model)
-        return model
-
-
-LLAMA = Example("LlamaForCausalLM", {**_SIZES, **_GROUPS, **_IDS}, ("layers.0", "layers.2"), {"num_hidden_layers": 2})
-GEMMA3 = Example(
-    "Gemma3ForCausalLM",
-    _GEMMA3,
-    ("layers.0", "layers.3"),
-    {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+from tests.surgery.layer_examples import (
+    BERT,
+    DECODERS,
+    EXAMPLES,
+    GEMMA3,
+    GPT_NEO,
+    IDS,
+    LLAMA,
+    SIZES,
+    VISION,
+    Example,
+    remove,
 )
-QWEN2 = Example(
-    "Qwen2ForCausalLM",
-    {**_SIZES, "num_key_value_heads": 2, **_IDS},
-    ("layers.1",),
-    {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
-)
-GPT2 = Example("GPT2LMHeadModel", _GPT2, ("h.0", "h.2"), {"n_layer": 2, "num_hidden_layers": 2})
-GPT_NEO = Example(
-    "GPTNeoForCausalLM", _GPT_NEO, ("h.1",), {"num_layers": 3, "attention_layers": ["global", "global", "local"]}
-)
-BERT = Example(
-    "BertForSequenceClassification", _SIZES, ("encoder.layer.0", "encoder.layer.3"), {"num_hidden_layers": 2}
-)
-T5 = Example(
-    "T5ForConditionalGeneration",
-    _T5,
-    ("encoder.block.1", "encoder.block.2", "decoder.block.2"),
-    {"num_layers": 2, "num_decoder_layers": 2},
-)
-BART = Example(
-    "BartForConditionalGeneration",
-    _BART,
-    ("decoder.layers.0", "decoder.layers.2"),
-    {"encoder_layers": 4, "decoder_layers": 2},
-)
-VIT = Example("ViTForImageClassification", _VISION, ("layers.0",), {"num_hidden_layers": 3})
-DINOV2 = Example(
-    "Dinov2ForImageClassification",
-    {**_VISION, "mlp_ratio": 2},
-    ("encoder.layer.3",),
-    {"num_hidden_layers": 3, "out_features": ["stage3"]},
-)
-EXAMPLES = (LLAMA, GEMMA3, QWEN2, GPT2, GPT_NEO, BERT, T5, BART, VIT, DINOV2)
-DECODERS = (LLAMA, GEMMA3, QWEN2, GPT2, GPT_NEO)
-
-
-def remove(model: PreTrainedModel, removed: tuple[str, ...], kept: dict[str, tuple[int, ...]] | None = None) -> None:
-    """Removes layers, checked on a batch, and writes the metadata."""
-    anatomy = describe_model(model)
-    plan = PruningPlan(kept or {}, removed)
-    apply_plan(model, anatomy, plan, batch=example_batch(model))
-    write_metadata(model, anatomy, plan, {"strategy": "by hand"}, {}, {})
 
 
 def without_layers(model: PreTrainedModel, example: Example) -> PreTrainedModel:
@@ -180,7 +78,7 @@ def test_removed_layers_are_gone_from_model_config_and_checkpoint(example: Examp
 
 
 def test_both_towers_lose_a_layer(tmp_path: Path) -> None:
-    sizes = {"text_config": {**_SIZES, **_IDS}, "vision_config": _VISION, "projection_dim": 16}
+    sizes = {"text_config": {**SIZES, **IDS}, "vision_config": VISION, "projection_dim": 16}
     clip = Example("CLIPModel", sizes, (), {}).model()
     batch = example_batch(clip)
     remove(clip, ("text_model.encoder.layers.1", "vision_model.encoder.layers.0", "vision_model.encoder.layers.2"))
@@ -301,122 +199,6 @@ def test_a_model_that_has_only_lost_layers_needs_no_hf_prune(tmp_path: Path, run
     save_file(inputs, tmp_path / "inputs.safetensors")
     run_python(LOAD, tmp_path / "model", tmp_path / "inputs.safetensors", tmp_path / "logits.safetensors")
     assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], run(model, inputs)[0])
-
-
-@pytest.mark.parametrize(
-    ("example", "changes", "removed", "message"),
-    [
-        (LLAMA, {}, ("layers.9",), "names the layer 'layers.9', which the model lacks; the layers are layers.0, "),
-        (LLAMA, {}, ("layers.1", "layers.1"), "names a layer twice"),
-        (LLAMA, {}, tuple(f"layers.{index}" for index in range(4)), "every layer of model.layers; at least one"),
-        (T5, {}, ("decoder.block.0",), "computes the position biases for all layers after it"),
-        (GPT2, {"scale_attn_by_inverse_layer_idx": True}, ("h.0",), "GPT2Config has no entries that would say so"),
-        (GEMMA3, {}, ("layers.2",), "cannot be removed, because Gemma3TextConfig has no entries"),
-    ],
-)
-def test_layers_that_cannot_go(
-    example: Example, changes: dict[str, Any], removed: tuple[str, ...], message: str
-) -> None:
-    model = example.model(**changes)
-    anatomy, config = describe_model(model), model.config.to_dict()
-    with pytest.raises(PruningError, match=re.escape(message)):
-        shrink_model(model, anatomy, PruningPlan({}, removed))
-    assert model.config.to_dict() == config
-    assert describe_model(model) == anatomy
-
-
-def test_first_layer_that_is_built_differently_has_to_stay() -> None:
-    model = Example("ModernBertForMaskedLM", {**_SIZES, "pad_token_id": 0}, (), {}).model()
-    anatomy = describe_model(model)
-    with pytest.raises(PruningError, match=r"attn_norm.class would change from .*LayerNorm"):
-        shrink_model(model, anatomy, PruningPlan({}, ("layers.0",)))
-    shrink_model(model, anatomy, PruningPlan({}, ("layers.1",)))
-    assert len(model.model.layers) == 3
-
-
-def test_layers_that_share_their_weights_stay() -> None:
-    settings = {**_SIZES, "embedding_size": 16}
-    model = Example("AlbertForMaskedLM", settings, (), {}).model()
-    anatomy = describe_model(model)
-    layer = anatomy.blocks[0].key.removesuffix(f".{anatomy.blocks[0].layout.name}")
-    with pytest.raises(PruningError, match="runs 4 times"):
-        shrink_model(model, anatomy, PruningPlan({}, (layer,)))
-
-
-def test_layer_that_would_come_first_needs_a_head() -> None:
-    model = GEMMA3.model()
-    anatomy = describe_model(model)
-    plan = PruningPlan({"layers.1.self_attn": ()}, ("layers.0",))
-    with pytest.raises(PruningError, match=r"layers\.1\.self_attn would come first"):
-        shrink_model(model, anatomy, plan)
-    shrink_model(model, anatomy, PruningPlan({"layers.3.self_attn": ()}, ("layers.0",)))
-
-
-def test_buffers_that_depend_on_the_place_are_not_read_back_wrongly() -> None:
-    model = LLAMA.model()
-    for index, layer in enumerate(model.model.layers):
-        layer.register_buffer("slope", torch.tensor(1.0 / (index + 1)), persistent=False)
-    with pytest.raises(PruningError, match=r"model\.layers\.1\.slope depends on the layer's place"):
-        shrink_model(model, describe_model(model), PruningPlan({}, ("layers.0",)))
-
-
-def test_position_biases_that_only_a_removed_layer_called_for() -> None:
-    model = T5.model()
-    remove(model, (), {"encoder.block.1.layer.0.SelfAttention": (0, 2)})
-    with pytest.raises(PruningError, match=r"All layers of encoder\.block that have lost heads would be removed"):
-        shrink_model(model, describe_model(model), PruningPlan({}, ("encoder.block.1",)))
-    remove(model, ("encoder.block.2",))
-    batch = example_batch(model)
-    rebuilt = type(model)(copy.deepcopy(model.config)).eval()
-    rebuilt.load_state_dict(model.state_dict())
-    assert difference(run(rebuilt, batch), run(model, batch)) == 0
-
-
-# --- layers that are empty and do nothing ---
-
-
-def emptied(model: PreTrainedModel, *layers: int) -> PruningPlan:
-    blocks = describe_model(model).blocks
-    return PruningPlan({block.key: () for block in blocks if int(block.layer.rpartition(".")[2]) in layers})
-
-
-def test_empty_layers_without_biases_are_removed_exactly() -> None:
-    for name, settings in (("LlamaForCausalLM", LLAMA.settings), ("Gemma2ForCausalLM", {**_SIZES, **_GROUPS, **_IDS})):
-        model = Example(name, settings, (), {}).model()
-        anatomy, batch = describe_model(model), example_batch(model)
-        plan = emptied(model, 2, 3)
-        shorter = drop_identity_layers(model, anatomy, plan, batch)
-        assert shorter.removed_layers == ("layers.2", "layers.3")
-        assert shorter.kept == plan.kept
-        twin = copy.deepcopy(model)
-        shrink_model(twin, anatomy, plan)
-        apply_plan(model, anatomy, shorter, batch=batch)
-        assert difference(run(model, batch), run(twin, batch)) == 0
-        assert (len(model.model.layers), len(twin.model.layers)) == (2, 4)
-
-
-@pytest.mark.parametrize("example", [BERT, GPT2], ids=str)
-def test_empty_layers_with_biases_stay(example: Example) -> None:
-    model = example.model()
-    plan = emptied(model, 1)
-    assert drop_identity_layers(model, describe_model(model), plan, example_batch(model)) == plan
-
-
-def test_empty_layers_that_still_do_something_stay() -> None:
-    model = LLAMA.model()
-    model.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.5)
-    plan = emptied(model, 1, 2)
-    shorter = drop_identity_layers(model, describe_model(model), plan, example_batch(model))
-    assert shorter.removed_layers == ("layers.2",)
-
-
-def test_empty_layers_that_cannot_go_stay() -> None:
-    model = T5.model()
-    anatomy = describe_model(model)
-    plan = PruningPlan({block.key: () for block in anatomy.blocks if block.key.startswith("encoder.block.")})
-    shorter = drop_identity_layers(model, anatomy, plan, example_batch(model))
-    assert shorter.removed_layers == ("encoder.block.1", "encoder.block.2", "encoder.block.3")
-    apply_plan(model, anatomy, shorter, batch=example_batch(model))
 
 
 # --- metadata is not believed before it has been checked ---
