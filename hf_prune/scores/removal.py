@@ -136,7 +136,8 @@ class _Left:
     def costs(self) -> torch.Tensor:
         """What each unit's removal would add to the error, `[units]`."""
         some = max(1, COLUMNS_AT_ONCE // self.width)
-        return torch.cat([self._costs(places) for places in torch.arange(len(self.units)).split(some)])
+        starts = range(0, len(self.units), some)
+        return torch.cat([self._costs(slice(start, start + some)) for start in starts])
 
     def only(self, places: torch.Tensor) -> _Left:
         """Some of the units, with all others left in the block."""
@@ -152,12 +153,15 @@ class _Left:
         self.inverse.addmm_(across.T, change, alpha=-1)
         self._close_gaps(places)
 
-    def _costs(self, places: torch.Tensor) -> torch.Tensor:
+    def _costs(self, some: slice) -> torch.Tensor:
+        """tr(W_u ((H⁻¹)_uu)⁻¹ W_uᵀ) = tr(((H⁻¹)_uu)⁻¹ W_uᵀ W_u), because a unit has fewer columns than outputs."""
         units, width = len(self.units), self.width
-        blocks = self.inverse.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        own, weights = blocks[places], self.weight[:, self._columns(places)].T
-        weights = weights.reshape(len(places), width, len(self.weight))
-        return (weights * torch.cholesky_solve(weights, torch.linalg.cholesky(own))).sum((1, 2))
+        own = self.inverse.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[some]
+        weights = self.weight.view(-1, units, width)[:, some]
+        if width == 1:
+            return weights.square().sum((0, 2)) / own[:, 0, 0]
+        squares = torch.einsum("huv,huw->uvw", weights, weights)
+        return torch.cholesky_solve(squares, torch.linalg.cholesky(own)).diagonal(dim1=1, dim2=2).sum(1)
 
     def _close_gaps(self, places: torch.Tensor) -> None:
         """The last units move to the places of those that go."""
