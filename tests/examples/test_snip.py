@@ -49,6 +49,10 @@ def test_curves_differ_in_nothing_but_what_they_are_about() -> None:
     heads, ffns = run_options(HEADS), run_options(FFNS)
     assert (heads["units"], heads["k"], ffns["units"], ffns["k"]) == ("heads", 3, "feed_forward", 1)
     assert "k_feed_forward" not in heads.keys() | ffns.keys()
+    # Half of 72 heads go in as many iterations as there are.
+    assert heads["k"] * Settings().iterations == 36
+    assert heads["k"] <= heads["most"] * 216 < heads["k"] + 1
+    assert (without["most"], ffns["most"]) == (0.13, 0.13)
     assert "strategy" not in run_options(DENSE)
     # Lengths that change in the course of an iteration would decide which gates close.
     assert {cell.run.options["train_sampling_strategy"] for cell in cells_of(REQUEST, 1, {})} == {"random"}
