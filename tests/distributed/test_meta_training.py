@@ -12,9 +12,6 @@ from safetensors.torch import load_file
 from tests.distributed.meta_shards import new_pruner
 from tests.distributed.written import Tensors, agreed
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("meta_training")
-
 SCRIPT = "meta_shards.py"
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

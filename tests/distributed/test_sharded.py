@@ -14,9 +14,6 @@ from tests.distributed.sharded_callback import NAMES
 from tests.distributed.sharded_training import ACCUMULATED, CONFIGS
 from tests.distributed.written import TWO_AND_SLOWLY_FOUR, assert_close, run_on
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("sharded")
-
 # It asserts that masks are the same on all processes after every step.
 SCRIPT = "sharded_training.py"
 

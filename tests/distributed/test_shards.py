@@ -10,9 +10,6 @@ from tests.distributed.launching import launch
 from tests.distributed.prune_shards import CONFIGS
 from tests.distributed.written import agreed, assert_close, run_on
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("shards")
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,9 +13,6 @@ from hf_prune.report import TradeOffCurve
 from tests.distributed.snip_shards import REDUCTIONS
 from tests.distributed.written import agreed, assert_close, metadata
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("snip")
-
 SCRIPT = "snip_shards.py"
 
 

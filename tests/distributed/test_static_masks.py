@@ -11,9 +11,6 @@ from tests.distributed.small_bert import small_model
 from tests.distributed.static_shards import NAMES
 from tests.distributed.written import agreed, assert_close
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("static_masks")
-
 SCRIPT = "static_shards.py"
 
 

@@ -10,9 +10,6 @@ import torch
 from tests.distributed.train_shards import CONFIGS, NOISY, STEPS
 from tests.distributed.written import agreed, assert_close, metadata
 
-# What a fixture launches is launched once, in one of pytest's workers.
-pytestmark = pytest.mark.xdist_group("training")
-
 # It asserts that masks are the same on all processes after every step.
 SCRIPT = "train_shards.py"
 
