@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .errors import PruningError
 from .kept_steps import KeptSteps
 from .offloading import device_of
-from .processes import add_up, told_by_first
+from .processes import add_up, fail_together, told_by_first
 from .rows import (
     ADVICE,
     IGNORED,
@@ -159,21 +159,7 @@ class CalibrationData:
         Raises:
             PruningError: on another process something was raised; what was raised here comes out as it is.
         """
-        if self.processes == 1:
-            return action()
-        error: Exception | None = None
-        try:
-            value = action()
-        except Exception as failure:
-            error = failure
-        messages: list[str | None] = [None] * self.processes
-        torch.distributed.all_gather_object(messages, None if error is None else _text(error))
-        if error is not None:
-            raise error
-        for rank, message in enumerate(messages):
-            if message is not None:
-                raise PruningError(f"Process {rank} failed: {message}")
-        return value
+        return action() if self.processes == 1 else fail_together(action)
 
     def broadcast(self, value: Any) -> Any:
         """Process 0's value, on every process (for decisions that rest on local measurements)."""
@@ -227,10 +213,6 @@ class CalibrationData:
             return {}
         shift = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
         return {own[0]: _shifted(labels, self._model.config) if shift is None else shift(labels=labels)}
-
-
-def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, PruningError) else f"{type(error).__name__}: {error}"
 
 
 def _are_token_labels(labels: Any) -> TypeGuard[torch.Tensor]:

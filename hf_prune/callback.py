@@ -107,15 +107,19 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             )
         self._output, self.result = Path(args.output_dir), None
         check_evaluates(config, args)
-        if state.global_step:
-            folder = self._resumed_from(args, state, config)
-            self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
-        else:
-            self._pruner = start_pruning(model, config, state.max_steps, optimizer)
-        self._met = self._pruner.reached
-        prepare_levels(self._pruner, args)
-        if self._teacher is not None:
+        if self._teacher is not None:  # before anything is pruned: a name may be wrong, a task another one
             self._distillation = Distillation(model, teacher_for(model, self._teacher), **self._distilled)
+        try:
+            if state.global_step:
+                folder = self._resumed_from(args, state, config)
+                self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
+            else:
+                self._pruner = start_pruning(model, config, state.max_steps, optimizer)
+            prepare_levels(self._pruner, args)
+        except BaseException:
+            self._drop(resumed=state.global_step > 0)
+            raise
+        self._met = self._pruner.reached
         # The state file of a run without this callback has no place for it.
         state.stateful_callbacks.setdefault(type(self).__name__, {})
 

@@ -54,7 +54,8 @@ def recover(
 
     Args:
         model: a pruned model (or any other that its teacher fits).
-        teacher: the dense model, or its folder or name on the Hub; it is not changed.
+        teacher: the dense model, or its folder or name on the Hub; it is not changed, but put where
+            the model is.
         train_dataset: tokenised rows with labels, as for `Trainer`.
         eval_dataset: tokenised rows with labels; if given, the recovered model is evaluated, and its metrics take the
             place of those that the pruned one's `config.pruning` has. Without it these go, since they are no longer

@@ -32,7 +32,8 @@ def start_pruning(model: Any, config: PruningConfig, steps: int, optimizer: Any 
         result = pruner.finish()
 
     Args:
-        model: the model that is trained, not its wrapper (before `accelerator.prepare`, or unwrapped).
+        model: the model that is trained, not its wrapper (before `accelerator.prepare`, or unwrapped), on the device
+            where it is trained.
         config: the strategy and what it is to reach.
         steps: optimizer steps of the whole training.
         optimizer: what to follow, if there is one already; torch's, or Accelerate's.
@@ -140,7 +141,7 @@ def _load(pruner: TrainingPruner, folder: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise PruningError(f"{path} is damaged: {error}.") from error
-    pruner.load_state(tensors, int(about["step"]))
+    pruner.go_on(tensors, int(about["step"]))
 
 
 def _check_same(pruner: TrainingPruner, about: dict[str, str], path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 DONE = "finished.json"
+# When a run was begun, and how long earlier attempts have taken.
+ATTEMPT = "attempt.json"
 
 
 class RunFailed(Exception):
@@ -98,11 +100,13 @@ class Runner:
         needed = {"model_name_or_path": run.parent, "teacher_name_or_path": run.teacher}
         models = {name: self.finish(other) for name, other in needed.items() if other is not None}
         folder.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        self._execute(self.command(run, folder, models), folder.parent / f"{folder.name}.log")
+        log = folder.parent / f"{folder.name}.log"
+        start, before = time.time(), _seconds_before(folder, log)
+        (folder / ATTEMPT).write_text(json.dumps({"start": start, "before": before}), encoding="utf8")
+        self._execute(self.command(run, folder, models), log)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        seconds = round(time.perf_counter() - start, 1)
+        seconds = round(before + time.time() - start, 1)
         (folder / DONE).write_text(json.dumps({"seconds": seconds, **run.settings()}, indent=1), encoding="utf8")
         return folder
 
@@ -139,3 +143,12 @@ class Runner:
         if ended.returncode:
             last = log.read_text(encoding="utf8", errors="replace").strip().splitlines()[-1]
             raise RunFailed(f"{Path(command[1]).name} ended with status {ended.returncode}: {last} (all of it: {log})")
+
+
+def _seconds_before(folder: Path, log: Path) -> float:
+    """How long the attempts at a run have taken that were interrupted: each until the last line of its log."""
+    path = folder / ATTEMPT
+    if not path.is_file() or not log.is_file():
+        return 0.0
+    last = json.loads(path.read_text(encoding="utf8"))
+    return float(last["before"] + max(0.0, log.stat().st_mtime - last["start"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import PruningError
 from ..rows import IGNORED
+from ..scores import frozen
 from ..scores.model_labels import is_causal
 
 # Heads whose outputs have one distribution for each of these names.
@@ -64,7 +66,7 @@ class Distillation:
 
     Args:
         model: the student, a Transformers model or a PEFT model around one.
-        teacher: a model of the same task with the same classes; it is put in evaluation mode and not trained.
+        teacher: a model of the same task with the same classes; until `remove()` it is in evaluation mode, and frozen.
         temperature: softens both distributions.
         weight: the teacher's share of the loss, above 0 and at most 1.
 
@@ -76,14 +78,17 @@ class Distillation:
         self, model: nn.Module, teacher: PreTrainedModel, temperature: float = 2.0, weight: float = 0.5
     ) -> None:
         check_distillation(temperature, weight)
-        self._teacher, self._temperature, self._weight = teacher.eval().requires_grad_(False), temperature, weight
+        self._teacher, self._temperature, self._weight = teacher, temperature, weight
+        self._still = ExitStack()
+        self._still.enter_context(frozen(teacher))
         self._accepted = set(inspect.signature(teacher.forward).parameters)
         self._names = list(inspect.signature(model.forward).parameters)
         self._handle: RemovableHandle = model.register_forward_hook(self._teach, with_kwargs=True)
 
     def remove(self) -> None:
-        """Lets the model alone again."""
+        """Lets the model alone again, and the teacher, which has its own modes back."""
         self._handle.remove()
+        self._still.close()
 
     def _teach(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         if not module.training or not torch.is_grad_enabled():

@@ -88,14 +88,22 @@ class LearntGates:
         self._multipliers = torch.zeros(2, dtype=torch.float32, device=device, requires_grad=True)
         self._optimizer = torch.optim.Adam([*self.log_alphas, self._multipliers], lr=learning_rate)
         self._scales = [1.0] * len(self.log_alphas)
+        self.draw()
         self.scaler: Any = None
         for index, alpha in enumerate(self.log_alphas):
             alpha.register_hook(partial(self._unscaled, index))
 
+    def draw(self) -> None:
+        """Draws the noise of one pass in training, for all blocks.
+
+        A layer that runs several times in it (ALBERT) has the same gates each time, and so has one that is computed
+        again for its gradient (gradient checkpointing).
+        """
+        self._noise = [gate_noise(alpha) for alpha in self.log_alphas]
+
     def sample(self, index: int) -> torch.Tensor:
-        """The gates of block number `index` for one pass in training."""
-        alpha = self.log_alphas[index]
-        return hard_concrete(alpha, gate_noise(alpha), temperature=self._temperature)
+        """The gates of block number `index` for the pass that `draw` has begun."""
+        return hard_concrete(self.log_alphas[index], self._noise[index], temperature=self._temperature)
 
     @torch.no_grad()
     def settled(self, index: int) -> torch.Tensor:

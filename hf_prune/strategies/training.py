@@ -15,6 +15,7 @@ from ..anatomy import inner_model
 from ..calibration import CalibrationData
 from ..config import PruningConfig
 from ..errors import PruningError
+from ..offloading import device_of
 from ..report.result import PruningResult
 from ..scores import PruningSchedule
 from ..shards import has_shards
@@ -52,7 +53,8 @@ class TrainingPruner(ABC):
             )
         self.model, self.config, self.steps = model, config, steps
         self.step = 0
-        self._last_made: int | None = None
+        self._last_made = 0
+        self._device = device_of(self.inner)
         self._handles: list[RemovableHandle] = []
         self.followed: torch.optim.Optimizer | None = None
 
@@ -80,8 +82,15 @@ class TrainingPruner(ABC):
         """Works after every step of an optimizer: one of torch's, or Accelerate's wrapper around it.
 
         Raises:
-            PruningError: it has no hooks for its steps, or is DeepSpeed's, which writes the weights after them.
+            PruningError: it has no hooks for its steps, or is DeepSpeed's, which writes the weights after them; or the
+                model has been moved to another device meanwhile.
         """
+        device = device_of(self.inner)
+        if device != self._device:
+            raise PruningError(
+                f"The model was on {self._device} when pruning began and is on {device} now; masks and scores stayed"
+                " behind. Move it first: model.to(accelerator.device), then start_pruning."
+            )
         if type(optimizer).__name__.startswith("DeepSpeed"):
             raise PruningError("Pruning while training under DeepSpeed is not supported. Train with DDP instead.")
         inner = optimizer
@@ -113,8 +122,7 @@ class TrainingPruner(ABC):
 
     def _is_due(self, schedule: PruningSchedule) -> bool:
         """Whether masks are made anew after this step, or should have been after one that mixed precision gave up."""
-        first = self.step if self._last_made is None else self._last_made + 1
-        return any(schedule.due(step) for step in range(first, self.step + 1))
+        return any(schedule.due(step) for step in range(self._last_made + 1, self.step + 1))
 
     def let_go(self) -> None:
         """Stops following the optimizer."""
@@ -142,6 +150,11 @@ class TrainingPruner(ABC):
         Raises:
             PruningError: the tensors do not fit the model.
         """
+
+    def go_on(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Takes up the state of a checkpoint that was written after `step` steps; raises as `load_state` does."""
+        self.load_state(tensors, step)
+        self._last_made = step
 
     @abstractmethod
     def finish(self) -> PruningResult:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from hf_prune import MetaPruner, MetaPrunerConfig, MetaTrainingArguments, train_meta_pruner
+from hf_prune import MetaPruner, MetaPrunerConfig, MetaTrainingArguments, PruningError, train_meta_pruner
 from tests.distributed.ending import end_processes
 from tests.strategies.single_shot.planted import planted_model, texts
 
@@ -24,16 +24,31 @@ def main(folder: Path) -> None:
             pruner = train(accelerator, folder / f"{name}-{accelerator.num_processes}", updates)
         path = folder / f"{name}-{accelerator.num_processes}-{accelerator.process_index}.safetensors"
         save_file(pruner.state_dict(), path)
+    refuse_to_go_on_apart(accelerator, folder)
 
 
-def new_pruner() -> MetaPruner:
-    torch.manual_seed(0)
+def refuse_to_go_on_apart(accelerator: Accelerator, folder: Path) -> None:
+    """Every process looks for the interrupted run in a folder of its own, which only the first one has written."""
+    own = folder / f"apart-{accelerator.num_processes}-{accelerator.process_index}"
+    train(accelerator, own, UPDATES // 2)
+    try:
+        train(accelerator, own, UPDATES)
+        message = "went on"
+    except PruningError as error:
+        message = str(error)
+    own.mkdir(exist_ok=True)
+    (own / "message.txt").write_text(message, encoding="utf8")
+
+
+def new_pruner(seed: int = 0) -> MetaPruner:
+    torch.manual_seed(seed)
     return MetaPruner(MetaPrunerConfig(map_size=16, initializer_range=0.3))
 
 
 def train(accelerator: Accelerator, folder: Path, updates: int) -> MetaPruner:
     """Trains up to `updates`; what is in the folder goes on."""
-    pruner = new_pruner()
+    pruner = new_pruner(accelerator.process_index)  # all are to begin with the first one's
+    torch.manual_seed(0)
     arguments = MetaTrainingArguments(
         output_dir=str(folder),
         episodes=updates * PER_UPDATE,

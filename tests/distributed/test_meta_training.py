@@ -53,3 +53,11 @@ def test_an_interrupted_training_goes_on(alone: Path, together: tuple[Path, int]
         for name, value in whole.items():
             assert torch.equal(value, resumed[name]), name
         assert losses(folder, f"whole-{processes}") == losses(folder, f"resumed-{processes}")
+
+
+def test_processes_that_do_not_see_the_same_run_do_not_go_on(alone: Path, together: tuple[Path, int]) -> None:
+    folder, processes = together
+    assert (alone / "apart-1-0" / "message.txt").read_text() == "went on"
+    for rank in range(processes):
+        message = (folder / f"apart-{processes}-{rank}" / "message.txt").read_text()
+        assert "The first process goes on after 2 updates, process 1 after 0" in message, message

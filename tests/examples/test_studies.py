@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_a_run_that_failed_is_not_finished_and_says_why(runner: Runner) -> None:
         [folder] = runner._folder.glob("broken-*/")
         assert (folder / "calls").read_text() == "none\n" * calls
         assert (folder / "checkpoint-1").is_dir()
+
+
+def test_the_time_of_a_run_is_that_of_all_its_attempts(runner: Runner, tmp_path: Path) -> None:
+    run = Run("train.py", "slow", {}, {"train_file": "good"})
+    folder = tmp_path / "runs" / run.folder
+    folder.mkdir(parents=True)
+    log = tmp_path / "runs" / f"{run.folder}.log"
+    log.write_text("the first attempt has come to this line", encoding="utf8")
+    attempt = {"start": log.stat().st_mtime - 1000, "before": 500}
+    (folder / "attempt.json").write_text(json.dumps(attempt), encoding="utf8")
+    runner.finish(run)
+    assert 1500 <= json.loads((folder / "finished.json").read_text())["seconds"] < 1600
 
 
 def test_a_flag_has_no_value_and_interrupted_runs_go_on(runner: Runner, tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def test_loss_of_a_classifier_is_mixed_and_only_while_it_is_trained() -> None:
     torch.testing.assert_close(student(**batch).loss, own)  # evaluation is not distilled
 
 
+def test_the_teacher_is_as_it_was_afterwards() -> None:
+    student, teacher = CLASSIFIER.model(), CLASSIFIER.model(seed=1).train()
+    teacher.classifier.requires_grad_(False)
+    distillation = Distillation(student, teacher)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    distillation.remove()
+    assert teacher.training
+    frozen = {name for name, parameter in teacher.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"classifier.weight", "classifier.bias"}
+
+
 @pytest.mark.parametrize("items", [None, 40])
 def test_loss_of_a_language_model_counts_labelled_tokens(items: int | None) -> None:
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 31, "n_positions": 8}

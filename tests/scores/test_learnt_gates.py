@@ -58,6 +58,7 @@ def test_learning_is_that_of_the_whole_loss(factor: float | None) -> None:
     for step in range(30):
         target = 1.0 - 0.02 * step
         torch.manual_seed(step)
+        learnt.draw()
         loss = sum((learnt.sample(index) * weight).sum() for index, weight in enumerate(weights))
         loss.backward()
         learnt.learn(target)
@@ -95,8 +96,12 @@ def test_without_noise_gates_are_settled() -> None:
     assert torch.equal(learnt.settled(0), hard_concrete(learnt.log_alphas[0].detach()))
     assert not learnt.settled(0).requires_grad
     torch.manual_seed(0)
-    assert learnt.sample(0).requires_grad
-    assert not torch.equal(learnt.sample(0), learnt.sample(0))
+    learnt.draw()
+    drawn = learnt.sample(0)
+    assert drawn.requires_grad
+    assert torch.equal(drawn, learnt.sample(0))  # within a pass
+    learnt.draw()
+    assert not torch.equal(drawn, learnt.sample(0))
 
 
 class Scaler:
@@ -114,6 +119,7 @@ def test_a_gradient_scaler_does_not_change_what_is_learnt() -> None:
     for learnt, factor in ((plain, 1.0), (scaled, 8.0)):
         for part in (1.0, 2.0):  # two micro-batches
             torch.manual_seed(int(part))
+            learnt.draw()
             (factor * part * learnt.sample(0).square().sum()).backward()
         learnt.learn(0.5)
     assert torch.equal(plain.log_alphas[0], scaled.log_alphas[0])
@@ -126,6 +132,7 @@ def test_a_step_that_overflowed_is_forgotten() -> None:
     scaled.scaler.scale = 4.0
     for learnt, factor in ((plain, 1.0), (scaled, 4.0)):
         torch.manual_seed(0)
+        learnt.draw()
         (factor * learnt.sample(0).square().sum()).backward()
         learnt.learn(0.5)
     assert torch.equal(plain.log_alphas[0], scaled.log_alphas[0])
@@ -134,6 +141,7 @@ def test_a_step_that_overflowed_is_forgotten() -> None:
 def test_a_gradient_beyond_half_precision_leaves_the_penalty() -> None:
     learnt, without = gates(factor=1.0), gates(factor=1.0)
     torch.manual_seed(0)
+    learnt.draw()
     (learnt.sample(1) * torch.inf).sum().backward()
     assert not learnt.log_alphas[1].grad.isfinite().all()
     for one in (learnt, without):
@@ -154,6 +162,7 @@ def test_state_goes_on_bit_for_bit() -> None:
     def train(learnt: LearntGates, seeds: range) -> None:
         for seed in seeds:
             torch.manual_seed(seed)
+            learnt.draw()
             (learnt.sample(0).sum() - learnt.sample(1).square().sum()).backward()
             learnt.learn(0.6)
 

@@ -180,6 +180,15 @@ def test_layers_that_run_more_than_once_cannot_go() -> None:
     assert caught.value.smallest == 1
 
 
+def test_hidden_states_that_are_not_finite(batches: list[Batch]) -> None:
+    model = bert(3)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.bias[0] = torch.inf
+    with pytest.raises(PruningError, match=r"hidden states of bert\.encoder\.layer\.1 are not finite"):
+        prune_model(model, LayerDropPruningConfig(layers=2, which="score"), batches)
+    assert model.config.num_hidden_layers == len(model.bert.encoder.layer) == 3
+
+
 def test_a_layer_that_changes_the_shape_of_its_hidden_states(batches: list[Batch], monkeypatch: Any) -> None:
     model = BERT.model()
     layer = model.bert.encoder.layer[1]

@@ -23,8 +23,10 @@ from hf_prune import (
     prune_model,
     start_pruning,
 )
+from hf_prune.anatomy import linear_at
 from hf_prune.gates import hard_concrete
 from hf_prune.strategies.l0 import L0Pruner
+from tests.family_models import main_head
 from tests.mixtures import batch as mixture_batch
 from tests.mixtures import mixture
 from tests.scores.one_at_a_time import scaled
@@ -68,7 +70,8 @@ def test_definition() -> None:
         step(model, optimizer, number)
 
         torch.manual_seed(number)
-        gates = [hard_concrete(alpha, torch.rand_like(alpha)) for alpha in alphas]
+        for _ in range(2):  # the base model's draw takes the place of its head's
+            gates = [hard_concrete(alpha, torch.rand_like(alpha)) for alpha in alphas]
         with scaled(twin, gates, blocks):
             loss = twin(**BERT.batch(seed=number)).loss
         opened = [torch.sigmoid(alpha - 2 / 3 * math.log(0.1 / 1.1)).sum() for alpha in alphas]
@@ -313,3 +316,29 @@ def test_it_only_works_in_training_and_random_heads_only_without() -> None:
     for settings in ({"heads": 0.5}, {"layers": 2}):
         with pytest.raises(PruningError, match="is pruned at random at one go: use prune_model"):
             start_pruning(bert(), RandomPruningConfig(**settings), 6)
+
+
+def test_a_layer_that_runs_several_times_has_the_same_gates_each_time() -> None:
+    model = main_head("albert").model()
+    pruner, _ = started(model, 20, flops=0.5, end=0.9)
+    pruner._learning = True
+    seen: dict[str, list[torch.Tensor]] = {}
+    for block in describe_model(model).blocks:
+        projection = linear_at(model.get_submodule(block.layer), block.output)
+        # Runs after the gates, which were put on before.
+        projection.register_forward_pre_hook(
+            lambda module, args, key=block.key: seen.setdefault(key, []).append((args[0] == 0).all(dim=(0, 1)))
+        )
+    with torch.no_grad():
+        for alpha in pruner.gates.log_alphas:
+            alpha.fill_(-1.0)
+    ids = torch.randint(5, 60, (2, 8))
+    for _ in range(2):
+        model(input_ids=ids)
+    for closed in seen.values():
+        runs = len(closed) // 2
+        assert runs > 1
+        assert all(torch.equal(one, closed[0]) for one in closed[:runs])
+        assert all(torch.equal(one, closed[runs]) for one in closed[runs:])
+    assert any(not torch.equal(closed[0], closed[-1]) for closed in seen.values())
+    pruner.abandon()

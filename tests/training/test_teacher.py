@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_prune import PruningCallback, PruningError
-from tests.training.runs import BERT, MAGNITUDE, assert_exactly_pruned, bert, history, rows, trainer_of, weights
+from tests.training.runs import (
+    BERT,
+    MAGNITUDE,
+    assert_exactly_pruned,
+    bert,
+    history,
+    is_clean,
+    rows,
+    trainer_of,
+    weights,
+)
 
 
 def test_a_pruned_model_learns_from_its_teacher(tmp_path: Path) -> None:
@@ -43,3 +54,14 @@ def test_what_is_out_of_range_is_refused_at_once() -> None:
         PruningCallback(MAGNITUDE, teacher=bert(), temperature=-1)
     with pytest.raises(PruningError, match=r"weight=0"):
         PruningCallback(MAGNITUDE, teacher=bert(), teacher_weight=0)
+
+
+def test_a_teacher_that_cannot_be_loaded_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = bert()
+    before = {name: value.clone() for name, value in weights(model).items()}
+    callback = PruningCallback(replace(MAGNITUDE, begin=0, end=0), teacher=tmp_path / "none")
+    with pytest.raises(OSError, match="none"):
+        trainer_of(model, tmp_path / "out", callback).train()
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert is_clean(model)
+    assert not model._forward_hooks

@@ -49,6 +49,7 @@ class L0Pruner(MaskedUnitsPruner):
         self.chosen = self._learning = False
         self._unit_gates: UnitGates | None = None
         self._foldings: list[RemovableHandle] = []
+        self._drawing: list[RemovableHandle] = []
         try:
             self.gates = self._new_gates()
             self._best_units()  # a budget out of reach shows before training begins
@@ -110,15 +111,22 @@ class L0Pruner(MaskedUnitsPruner):
         self._learning = self.step >= self._start
         values = [partial(self._value, index) for index in range(len(self._gated))]
         self._unit_gates = UnitGates(self.inner, self._gated, values)
+        # Some heads call their base model, others its parts; in a loop of one's own either may be called.
+        roots = dict.fromkeys((self.inner, self.inner.base_model))
+        self._drawing = [root.register_forward_pre_hook(self._draw) for root in roots]
         matrices = [matrix for _, matrix in self.projections]
         self._foldings = fold_in_state_dict(self.inner, matrices, lambda index: self._factors(index, self._scales()))
 
     def _close(self) -> None:
-        for handle in self._foldings:
+        for handle in (*self._foldings, *self._drawing):
             handle.remove()
         if self._unit_gates is not None:
             self._unit_gates.remove()
-        self._foldings, self._unit_gates, self._learning = [], None, False
+        self._foldings, self._drawing, self._unit_gates, self._learning = [], [], None, False
+
+    def _draw(self, *unused: Any) -> None:
+        if self._learning and self.inner.training:
+            self.gates.draw()
 
     def _value(self, index: int) -> torch.Tensor:
         """The gates of a block for one pass: ones before they learn, and for a compiled model that still has them."""
@@ -159,7 +167,8 @@ class L0Pruner(MaskedUnitsPruner):
             # Probabilities times prices: then the search, which weighs a score against its price, goes by probability.
             scores = {block.key: torch.zeros(block.units, dtype=torch.float64) for block in self.anatomy.blocks}
             for block in self._gated:
-                scores[block.key] = self._price(block) * open_probability(alphas[block.key].double()).cpu()
+                open_ = open_probability(alphas[block.key].double(), temperature=self.config.gate_temperature)
+                scores[block.key] = self._price(block) * open_.cpu()
             selection = select_units(self.inner, self.anatomy, scores, self.config, self.data, self.lengths)
         return [selection.masks[block.key] for block in self.anatomy.blocks]
 

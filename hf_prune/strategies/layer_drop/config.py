@@ -23,8 +23,9 @@ class LayerDropPruningConfig(LayerBudgetConfig):
     which: str = field(
         default="top",
         metadata={
-            "help": "Layers that go: 'top' (the last ones), 'bottom', 'alternate' (every other one), 'middle', or"
-            " 'score': those whose output is most like their input on calibration data (Block Influence).",
+            "help": "Layers that go: 'top' (the last ones), 'bottom', 'alternate' (spread evenly: every other one where"
+            " half of them go), 'middle', or 'score': those whose output is most like their input on calibration data"
+            " (Block Influence).",
         },
     )
     sequence_length: int | None = field(

@@ -85,7 +85,8 @@ def layer_influences(model: PreTrainedModel, anatomy: ModelAnatomy, data: Calibr
     """Block Influence of every layer by its name: the mean of 1 − cos(input, output) over all positions but padding.
 
     Raises:
-        PruningError: a layer changes the shape of its hidden states, so that they cannot be compared.
+        PruningError: a layer changes the shape of its hidden states, so that they cannot be compared; or they are not
+            finite.
     """
     # Of each layer the sum over positions, and how many they are.
     sums = torch.zeros(len(anatomy.layers), 2, dtype=torch.float64, device=device_of(model))
@@ -93,6 +94,12 @@ def layer_influences(model: PreTrainedModel, anatomy: ModelAnatomy, data: Calibr
         data.agree(lambda: _add_influences(model, anatomy, data, sums))
     totals = data.sum(sums).cpu()
     means = totals[:, 0] / totals[:, 1].clamp_min(1)
+    if not means.isfinite().all():
+        wrong = anatomy.layers[int(means.isfinite().logical_not().nonzero()[0])]
+        raise PruningError(
+            f"The hidden states of {wrong} are not finite on the calibration data, so its influence is unknown. Look"
+            " for overflow in half precision: load the model with dtype=torch.bfloat16 or float32."
+        )
     names = [layer_key(anatomy.blocks_of_layer(path)[0]) for path in anatomy.layers]
     return dict(zip(names, means.tolist(), strict=True))
 

@@ -90,7 +90,9 @@ class Episodes:
         return self._episode(number, corpus.input_type, corpus.validation, seeded(self._seed, _VALIDATION, number))
 
     def _episode(self, number: int, kind: str, rows: Dataset, generator: torch.Generator) -> Episode:
-        order = torch.randperm(len(rows), generator=generator)[: self._examples]
+        # Where a data set holds out fewer rows than an episode has: an even number, since one loss compares pairs.
+        count = self._examples if len(rows) >= self._examples else len(rows) - len(rows) % 2
+        order = torch.randperm(len(rows), generator=generator)[:count]
         return Episode(number, kind, rows.select(order.tolist()))
 
     def _split(self, kind: str, rows: Dataset, share: float, place: int) -> Corpus:

@@ -27,18 +27,26 @@ class ScoreSums:
 
     def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
         self._places = {block.key: index for index, block in enumerate(blocks)}
+        self._orders = [_heads_by_unit(block).to(device) for block in blocks]
         self.sums = [torch.zeros(block.units, device=device) for block in blocks]
         self.counts = torch.zeros(len(blocks), device=device)
 
     def add(self, block: Block, scores: torch.Tensor) -> None:
         """Adds scores `[examples, heads]` of one block."""
         place = self._places[block.key]
-        self.sums[place] = self.sums[place] + scores.unflatten(1, (block.units, -1)).mean(dim=2).sum(dim=0)
+        by_unit = scores.index_select(1, self._orders[place]).unflatten(1, (block.units, -1))
+        self.sums[place] = self.sums[place] + by_unit.mean(dim=2).sum(dim=0)
         self.counts[place] += len(scores)
 
     def means(self) -> list[torch.Tensor]:
         """The mean score of every unit, per block."""
         return [total / count for total, count in zip(self.sums, self.counts, strict=True)]
+
+
+def _heads_by_unit(block: Block) -> torch.Tensor:
+    """The places of a block's heads, unit after unit: a unit's heads need not be next to each other (CodeGen)."""
+    units = torch.from_numpy(block.columns).reshape(block.units * block.heads_per_unit, -1)[:, 0]
+    return units.argsort(stable=True)
 
 
 @torch.no_grad()

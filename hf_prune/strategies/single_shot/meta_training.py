@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from transformers.utils.logging import tqdm
 
 from ...anatomy import describe_model
 from ...errors import PruningError
-from ...processes import average, wait_for_all
+from ...processes import (
+    average,
+    fail_together,
+    process_count,
+    process_rank,
+    take_from_first,
+    told_by_first,
+    wait_for_all,
+)
 from ...rows import Collator
 from ...scores import frozen, moments_of, put_moments, stored_moments
 from .episode_loss import EpisodeLoss
@@ -53,7 +62,8 @@ def train_meta_pruner(
             at each validation what `resume` needs.
         pruner: the pruner to train, in place; by default a new one with the paper's sizes.
         data_collator: makes a batch of a list of rows; by default rows are padded.
-        accelerator: its processes share the episodes of an update out, and average their gradients.
+        accelerator: its processes share the episodes of an update out, and average their gradients; by default those
+            of torch's process group, if there is one. All begin with the first one's pruner.
         resume: go on with the interrupted run in `output_dir`, if there is one, exactly as if nothing had happened. A
             finished one goes on, too, if it is given more episodes.
 
@@ -110,8 +120,8 @@ class MetaTraining:
         accelerator: Accelerator | None = None,
     ) -> None:
         self._pruner, self._loss, self._episodes, self._arguments = pruner, loss, episodes, arguments
-        self._processes = 1 if accelerator is None else accelerator.num_processes
-        self._rank = 0 if accelerator is None else accelerator.process_index
+        self._processes = process_count() if accelerator is None else accelerator.num_processes
+        self._rank = process_rank() if accelerator is None else accelerator.process_index
         if arguments.episodes_per_update % self._processes:
             raise PruningError(
                 f"episodes_per_update={arguments.episodes_per_update} must be a multiple of the {self._processes}"
@@ -137,6 +147,7 @@ class MetaTraining:
     def run(self) -> None:
         """Trains to the end; the pruner then is the best one of all validations."""
         state, arguments = self._state, self._arguments
+        self._begin_alike()
         if not state.history:
             self.validate()
         bar = tqdm(
@@ -153,11 +164,38 @@ class MetaTraining:
         self._pruner.eval()
         self._finish()
 
+    def _begin_alike(self) -> None:
+        """Gives every process the first one's pruner.
+
+        Raises:
+            PruningError: not every process has found the interrupted run, or the same one.
+        """
+        own, first = self._state.history, told_by_first(self._state.history)
+        fail_together(lambda: self._check_history(own, first))
+        take_from_first(self._pruner.state_dict().values())
+
+    def _check_history(self, own: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]]) -> None:
+        if own != first:
+            raise PruningError(
+                f"The first process goes on after {_updates(first)} updates, process {self._rank} after"
+                f" {_updates(own)}: every process must see the same {self._folder}."
+            )
+
     def learn(self) -> None:
         """One step of the optimizer, on the episodes of this process; gradients are averaged over all."""
+        self._pruner.train()
+        fail_together(self._add_gradients)
+        parameters = list(self._pruner.parameters())
+        average(parameter.grad for parameter in parameters if parameter.grad is not None)
+        nn.utils.clip_grad_norm_(parameters, self._arguments.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._state.update += 1
+
+    def _add_gradients(self) -> None:
+        """Adds up the gradients of this process's episodes."""
         per_update = self._arguments.episodes_per_update
         first = self._state.update * per_update
-        self._pruner.train()
         for number in range(first + self._rank, first + per_update, self._processes):
             episode = self._episodes.training(number)
             loss = self._loss.drawn(episode, seeded(self._arguments.seed, number))
@@ -168,22 +206,15 @@ class MetaTraining:
                 )
             (loss * (self._processes / per_update)).backward()
             self._losses.append(loss.detach())
-        parameters = list(self._pruner.parameters())
-        average(parameter.grad for parameter in parameters if parameter.grad is not None)
-        nn.utils.clip_grad_norm_(parameters, self._arguments.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._state.update += 1
 
     def validate(self) -> None:
         """Measures the validation loss, keeps the best pruner, and writes what going on takes."""
-        state, count = self._state, self._arguments.validation_episodes
+        state = self._state
         # Running statistics are each process's own until here.
         average(buffer for buffer in self._pruner.buffers() if buffer.is_floating_point())
         self._pruner.eval()
         parts = torch.zeros(2, dtype=torch.float64)
-        for number in range(self._rank, count, self._processes):
-            parts[0] += self._loss.exact(self._episodes.validation(number)).item() * self._processes / count
+        parts[0] = fail_together(self._validation_loss)
         if self._losses:
             parts[1] = torch.stack(self._losses).mean().item()
         parts = parts.to(self._pruner.device)
@@ -204,6 +235,19 @@ class MetaTraining:
             save_state(self._folder, state, self._settings)
         wait_for_all()
 
+    def _validation_loss(self) -> float:
+        """The part that this process's episodes have in the validation loss, times the number of processes."""
+        count, total = self._arguments.validation_episodes, 0.0
+        for number in range(self._rank, count, self._processes):
+            loss = self._loss.exact(self._episodes.validation(number)).item()
+            if not math.isfinite(loss):
+                raise PruningError(
+                    f"The loss of validation episode {number} is {loss}: no pruner could be told to be the best. Look"
+                    " for overflow in half precision."
+                )
+            total += loss * self._processes / count
+        return total
+
     def _moments(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self._pruner.named_parameters():
@@ -223,6 +267,10 @@ def _new_pruner(seed: int) -> MetaPruner:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MetaPruner(MetaPrunerConfig())
+
+
+def _updates(history: Sequence[Mapping[str, float]]) -> int:
+    return int(history[-1]["update"]) if history else 0
 
 
 def _optimizer(pruner: MetaPruner, arguments: MetaTrainingArguments) -> torch.optim.Optimizer:

@@ -66,7 +66,7 @@ def load_pruner(name_or_path: str) -> MetaPruner:
         found = config.get("model_type")
         if found != MetaPrunerConfig.model_type:
             raise PruningError(f"{name_or_path} holds a model of type {found!r}, not a MetaPruner.")
-        return MetaPruner.from_pretrained(name_or_path).eval()
+        return MetaPruner.from_pretrained(name_or_path, use_safetensors=True).eval()
     except OSError as error:
         raise PruningError(
             f"No MetaPruner could be loaded from {name_or_path!r}: {str(error).splitlines()[0]} Give a folder that"

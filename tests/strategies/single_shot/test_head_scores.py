@@ -8,7 +8,7 @@ from transformers import BertConfig
 from hf_prune import MetaPruner, MetaPrunerConfig, PruningError, describe_model
 from hf_prune.calibration import Batch
 from hf_prune.strategies.single_shot import attention_maps
-from hf_prune.strategies.single_shot.head_scores import check_input_type, score_heads
+from hf_prune.strategies.single_shot.head_scores import ScoreSums, check_input_type, score_heads
 from tests.family_models import EVERY_HEAD, main_head
 from tests.small_models import case
 
@@ -55,6 +55,22 @@ def test_scores_do_not_depend_on_the_order_of_examples_nor_on_padding(pruner: Me
     for found, other in zip(score_heads(model, blocks, pruner, "single", [together]).means(), expected, strict=True):
         torch.testing.assert_close(found, other, atol=1e-5, rtol=0)
     assert torch.cat(expected).std() > 1e-3
+
+
+def test_heads_of_a_group_need_not_be_next_to_each_other() -> None:
+    model = main_head("codegen").model()
+    [block, *_] = describe_model(model).attentions
+    heads = block.units * block.heads_per_unit
+    owners = block.columns.reshape(heads, -1)[:, 0].tolist()
+    assert owners != sorted(owners)
+    sums = ScoreSums([block], torch.device("cpu"))
+    scores = torch.randn(3, heads)
+    sums.add(block, scores)
+    means = scores.mean(dim=0).tolist()
+    for unit, found in enumerate(sums.means()[0].tolist()):
+        own = [mean for mean, owner in zip(means, owners, strict=True) if owner == unit]
+        assert len(own) == block.heads_per_unit
+        assert found == pytest.approx(sum(own) / len(own), abs=1e-6)
 
 
 def test_a_group_of_heads_has_their_mean_score(pruner: MetaPruner) -> None:

@@ -270,6 +270,15 @@ def test_a_loss_that_is_not_finite_stops_the_training(
         train(model, data, 1)
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_not_finite_stops_the_training(
+    model: BertModel, data: Any, monkeypatch: pytest.MonkeyPatch, loss: float
+) -> None:
+    monkeypatch.setattr(EpisodeLoss, "exact", lambda *args: torch.tensor(loss))
+    with pytest.raises(PruningError, match=f"The loss of validation episode 0 is {loss}"):
+        train(model, data, 1)
+
+
 # --- data and settings ---
 
 
@@ -281,6 +290,14 @@ def test_rows_for_validation_are_a_tenth_and_never_trained_on() -> None:
     assert len(validated) == 10
     assert len(trained) == 90
     assert not trained & validated
+
+
+def test_few_rows_for_validation_make_an_even_episode(model: BertModel) -> None:
+    episodes = episodes_of({"single": [texts(50)]})
+    episode = episodes.validation(0)
+    assert len(episodes.corpora[0].validation) == 5
+    assert len(episode.rows) == 4
+    assert loss_of(model, new_pruner(), objective="authors").exact(episode) > 0
 
 
 def test_episodes_follow_from_the_seed_and_their_number(data: Any) -> None:
