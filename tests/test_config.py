@@ -84,6 +84,14 @@ def test_settings_out_of_range(setting: str, value: Any, message: str) -> None:
         FisherPruningConfig(flops=0.5, **{setting: value})
 
 
+@pytest.mark.parametrize("recovery", ["weights", "none"])
+@pytest.mark.parametrize("setting", [{"solver": "lsmr"}, {"damp": 0.5}])
+def test_settings_of_mask_tuning_say_nothing_elsewhere(recovery: str, setting: dict[str, Any]) -> None:
+    with pytest.raises(PruningError, match=f"of mask tuning, and recovery='{recovery}' is not"):
+        FisherPruningConfig(flops=0.5, recovery=recovery, **setting)
+    FisherPruningConfig(flops=0.5, recovery="mask_tuning", **setting)
+
+
 class TestTargets:
     def test_everything_by_default(self) -> None:
         assert FisherPruningConfig(flops=0.5).targets(KEYS) == set(KEYS)

@@ -10,7 +10,7 @@ from .layer_choice import kept_layer_count, lowest_places, removed_places
 from .lengths import Lengths, data_lengths, lengths_of
 from .levels import allocate_by_score
 from .search import SearchResult, search_flops, search_units
-from .select import select_units
+from .select import check_budget, select_units
 from .targets import PlanSoFar, Selection
 from .weight_selection import (
     count_weights,
@@ -31,6 +31,7 @@ __all__ = [
     "SearchResult",
     "Selection",
     "allocate_by_score",
+    "check_budget",
     "compare_latency",
     "count_flops",
     "count_weights",

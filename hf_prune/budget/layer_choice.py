@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import InfeasibleBudgetError, PruningError
 from .head_counts import head_count
+from .rounding import rounded_up
 
 PLACES = ("top", "bottom", "alternate", "middle")
 
@@ -26,7 +27,7 @@ def kept_layer_count(total: int, layers: float) -> int:
     if not keep:
         raise InfeasibleBudgetError(
             f"layers={layers:g} of {total} layers is less than one, and one has to stay: give at least"
-            f" {1 / total:.4f}.",
+            f" {rounded_up(1 / total)}.",
             1 / total,
         )
     return keep

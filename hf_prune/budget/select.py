@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +16,7 @@ from ..offloading import is_offloaded
 from .flops import flops_per_unit
 from .latency_selection import select_by_latency
 from .lengths import Lengths
+from .rounding import rounded_up
 from .search import search_units
 from .targets import PlanSoFar, Selection, Targets
 
@@ -60,6 +62,18 @@ def select_units(
     return data.broadcast(data.agree(lambda: chosen() if data.is_main else Selection({})))
 
 
+def check_budget(
+    model: PreTrainedModel, anatomy: ModelAnatomy, config: StructuredPruningConfig, lengths: int | Lengths
+) -> None:
+    """Raises what `select_units` would raise whatever the scores are, before any are measured."""
+    scores = {block.key: torch.zeros(block.units, dtype=torch.float64) for block in anatomy.blocks}
+    targets = Targets.of(anatomy, scores, config)
+    if config.budget[0] in ("flops", "params"):
+        _chosen(model, anatomy, targets, config, lengths)
+    elif config.budget[0] in ("latency", "latency_ms"):
+        _check_measurable(model, config)
+
+
 def _chosen(
     model: PreTrainedModel,
     anatomy: ModelAnatomy,
@@ -74,13 +88,18 @@ def _chosen(
         return _by_cost(targets, config, value, lambda block: block.parameters_per_unit)
     if keyword == "latency" and value == 1:
         return Selection({block.key: torch.ones(block.units, dtype=torch.bool) for block in anatomy.blocks})
-    if is_offloaded(model):
+    _check_measurable(model, config)
+    tokens = lengths.tokens if isinstance(lengths, Lengths) else lengths
+    return select_by_latency(model, anatomy, targets, config, tokens)
+
+
+def _check_measurable(model: PreTrainedModel, config: StructuredPruningConfig) -> None:
+    keyword, value = config.budget
+    if is_offloaded(model) and not (keyword == "latency" and value == 1):
         raise PruningError(
             f"{keyword}={value:g} is measured, and of a model whose weights are offloaded that would be the time that"
             " loading them takes. Use flops= or params=, or load the model without offloading."
         )
-    tokens = lengths.tokens if isinstance(lengths, Lengths) else lengths
-    return select_by_latency(model, anatomy, targets, config, tokens)
 
 
 def _by_cost(
@@ -92,26 +111,32 @@ def _by_cost(
     dense = sum(block.units * unit_cost(block) for block in blocks)
     name = config.budget[0]
     rest = fraction * dense - fixed
-    if rest <= 0:
-        raise InfeasibleBudgetError(
-            f"{name}={fraction} is out of reach: the blocks that are not to be pruned alone make up"
-            f" {fixed / dense:.4f} of the dense model. Raise the budget or widen target_modules.",
-            fixed / dense,
-        )
     try:
         result = search_units(
             targets.head_scores,
             targets.filter_scores,
             [unit_cost(block) for block in targets.heads],
             [unit_cost(block) for block in targets.filters],
-            rest,
+            max(rest, 0.5),  # costs are whole numbers, so a half is none
             **targets.options(config),
         )
     except InfeasibleBudgetError as error:
-        smallest = (fixed + error.smallest) / dense
-        raise InfeasibleBudgetError(
-            f"{name}={fraction} is out of reach: the smallest reachable value is {smallest:.4f} (units that must stay,"
-            " with the rounding asked for). Raise the budget or lower round_to.",
-            smallest,
-        ) from error
+        raise _out_of_reach(name, fraction, fixed, error.smallest, dense) from error
+    if rest < 0:
+        raise _out_of_reach(name, fraction, fixed, 0, dense)
     return targets.selection(result)
+
+
+def _out_of_reach(name: str, fraction: float, fixed: int, floor: float, dense: int) -> InfeasibleBudgetError:
+    """The error that states the smallest fraction which leaves `floor` beside what the fixed blocks cost."""
+    smallest = (fixed + floor) / dense
+    while smallest * dense - fixed < floor:  # as the budget is read
+        smallest = math.nextafter(smallest, math.inf)
+    parts = "units that must stay, with the rounding asked for"
+    if fixed:
+        parts += f"; the blocks that are not to be pruned alone make up {fixed / dense:.4f}"
+    return InfeasibleBudgetError(
+        f"{name}={fraction} is out of reach: the smallest reachable value is {rounded_up(smallest)} ({parts}). Raise"
+        " the budget, lower round_to or widen target_modules.",
+        smallest,
+    )

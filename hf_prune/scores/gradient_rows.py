@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import closing
 from typing import Literal
 
 import torch
@@ -128,9 +129,10 @@ def collect_gradients(
         found = iterate_model_gradients(model, anatomy, left, information, data.batch_number, first)
     else:
         found = iterate_gradients(model, anatomy, left, information, first)
-    for gradients in found:
-        for block, gradient in zip(anatomy.blocks, gradients, strict=True):
-            rows[block.key].add(gradient)
+    with closing(found):  # or the model would stay frozen as long as somebody holds the traceback
+        for gradients in found:
+            for block, gradient in zip(anatomy.blocks, gradients, strict=True):
+                rows[block.key].add(gradient)
     warn_of_idle({key: row.absolute_sum for key, row in rows.items()})
     return rows
 
@@ -160,7 +162,7 @@ class _KeptSums:
         for key, row in self._rows.items():
             row.load_state({name: tensors[f"{key}.{name}"] for name in row.state_sizes()})
         for key in list(self._matrices):
-            self._matrices[key] = tensors[_matrix(key)]
+            self._matrices[key] = tensors[_matrix(key)].to(self._matrices[key].device)  # where its layer is
         return int(tensors[_COUNT])
 
     def kept_between(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,10 @@ def fisher_gradients(
     """
     anatomy = anatomy or describe_model(model)
     rows: list[list[torch.Tensor]] = [[] for _ in anatomy.blocks]
-    for gradients in iterate_gradients(model, anatomy, batches):
-        for store, gradient in zip(rows, gradients, strict=True):
-            store.append(gradient.float())
+    with closing(iterate_gradients(model, anatomy, batches)) as found:
+        for gradients in found:
+            for store, gradient in zip(rows, gradients, strict=True):
+                store.append(gradient.float())
     stacked = {block.key: torch.cat(store) for block, store in zip(anatomy.blocks, rows, strict=True)}
     warn_of_idle(stacked)
     return {
@@ -67,7 +68,7 @@ def iterate_gradients(
     batches: Iterable[Batch],
     watch: AbstractContextManager[object] | None = None,
     first: int = 0,
-) -> Iterator[list[torch.Tensor]]:
+) -> Generator[list[torch.Tensor]]:
     """Yields, batch by batch, one `[examples, units]` gradient per block of `anatomy`.
 
     Each batch's forward pass runs inside `watch`, and nothing else does. The number of the first batch is `first`.
@@ -83,10 +84,21 @@ def iterate_gradients(
                     " precision, labels out of range, or NaN in the inputs."
                 )
             gradients = weighted_gradients([loss.total], gates, keep_graph=False)
+            check_finite(gradients, index)
             if not checked and example_count(batch) > 1:
                 _check_independence(model, anatomy, batch)
                 checked = True
             yield gradients
+
+
+def check_finite(gradients: Sequence[torch.Tensor], batch: int) -> None:
+    """Raises a PruningError where the gradients of a batch with a finite loss are not finite."""
+    if not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+        raise PruningError(
+            f"The loss on calibration batch {batch} is finite, but its gradients are not. Look for overflow in half"
+            " precision on the way back (load the model with dtype=torch.bfloat16 or float32), or for rows that are"
+            " nothing but padding."
+        )
 
 
 def warn_of_idle(gradients: Mapping[str, torch.Tensor]) -> None:

@@ -62,7 +62,11 @@ def blend_scores(
     Args:
         one, other: non-negative scores by block key; their keys must be the same.
         share: from 0 to 1.
+
+    Returns:
+        Scores by block key, on the CPU.
     """
+    one, other = ({key: scores.cpu() for key, scores in kind.items()} for kind in (one, other))  # of layers anywhere
     totals = [float(torch.stack([scores.sum() for scores in kind.values()]).sum()) or 1.0 for kind in (one, other)]
     return {key: (1 - share) / totals[0] * scores + share / totals[1] * other[key] for key, scores in one.items()}
 

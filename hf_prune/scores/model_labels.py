@@ -8,7 +8,7 @@ elsewhere (language models, token classification, question answering) one label 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -21,7 +21,15 @@ from ..calibration import Batch, decoder_tokens, example_count, valid_tokens, wi
 from ..errors import PruningError
 from ..offloading import device_of
 from ..rows import IGNORED
-from .gradients import evaluating, example_gates, frozen, iterate_gradients, some_examples, weighted_gradients
+from .gradients import (
+    check_finite,
+    evaluating,
+    example_gates,
+    frozen,
+    iterate_gradients,
+    some_examples,
+    weighted_gradients,
+)
 from .recomputing import gated
 
 Prediction = Literal["classes", "labels", "numbers"]
@@ -65,7 +73,7 @@ def iterate_model_gradients(
     watch: AbstractContextManager[object] | None = None,
     number: Callable[[int], int] = int,
     first: int = 0,
-) -> Iterator[list[torch.Tensor]]:
+) -> Generator[list[torch.Tensor]]:
     """As `iterate_gradients`, with the model's own labels; what labels there are in the batches is not used.
 
     Args:
@@ -117,7 +125,9 @@ def _expected_gradients(
             prediction, values = _prediction(model, batch, logits.shape[1]), logits.detach().double()
             for coefficients in _coefficients(values, prediction, seed=index):
                 direction = label_direction(values, coefficients, prediction).to(logits.dtype)
-                yield weighted_gradients([logits], gates, [direction])
+                gradients = weighted_gradients([logits], gates, [direction])
+                check_finite(gradients, index)
+                yield gradients
 
 
 def _coefficients(logits: torch.Tensor, prediction: Prediction, seed: int) -> Iterable[torch.Tensor]:
@@ -191,7 +201,9 @@ def _gated_logits(
 
 def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, pair: Batch) -> None:
     gates, logits = _gated_logits(model, anatomy, pair)
-    if any(gradient[1:].any() for gradient in weighted_gradients([logits[0].sum()], gates, keep_graph=False)):
+    gradients = weighted_gradients([logits[0].sum()], gates, keep_graph=False)
+    check_finite(gradients, 0)
+    if any(gradient[1:].any() for gradient in gradients):
         raise PruningError(
             f"What {type(model).__name__} predicts for an example depends on the others of its batch, so per-example"
             " gradients do not exist. Use a calibration batch size of 1 or importance='magnitude'."

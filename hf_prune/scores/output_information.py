@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..anatomy import ModelAnatomy, linear_at, weight_of
+from ..errors import PruningError
 from ..offloading import device_of, tensor_store
 
 # Directions with less than this part of the largest eigenvalue are left out of a square root.
@@ -67,7 +68,16 @@ class OutputInformation:
 
 
 def metric_root(metric: torch.Tensor) -> torch.Tensor:
-    """R `[directions, size]` with Rᵀ R = metric `[size, size]`, but for negligible directions."""
+    """R `[directions, size]` with Rᵀ R = metric `[size, size]`, but for negligible directions.
+
+    Raises:
+        PruningError: the metric is not finite; eigenvalues would then say anything.
+    """
+    if not metric.isfinite().all():
+        raise PruningError(
+            "Gradients with respect to a block's output are not finite. Look for overflow in half precision: load the"
+            " model with dtype=torch.bfloat16 or float32."
+        )
     values, vectors = torch.linalg.eigh(metric.double())
     counted = values > NEGLIGIBLE * values[-1:].clamp(min=0)
     return values[counted].sqrt()[:, None] * vectors[:, counted].T

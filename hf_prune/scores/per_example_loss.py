@@ -38,8 +38,8 @@ class PerExampleLoss(TorchFunctionMode):
     """While active, averaging losses return the sum over examples of each example's own average.
 
     Which example a value belongs to follows from the labels where they are those of tokens: a language model may
-    compare them in full, shifted by one, or only where there is no padding. Other losses have equally many values for
-    every example, in the order of the examples.
+    compare them in full, shifted by one, or only where there is no padding or a label. Other losses have equally many
+    values for every example, in the order of the examples.
 
     Args:
         examples: number of examples in the batch.
@@ -57,6 +57,7 @@ class PerExampleLoss(TorchFunctionMode):
         self._tokens = valid.sum(1) if valid is not None else None
         token_labels = labels if labels is not None and labels.dim() == 2 and len(labels) == examples else None
         self._views = list(_label_views(token_labels, valid)) if token_labels is not None else []
+        self._positions = token_labels.numel() if token_labels is not None else 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,6 +98,8 @@ class PerExampleLoss(TorchFunctionMode):
     def _average(self, values: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Σ values / Σ weights per example, zero where an example has no weight."""
         owner = self._owners(values, target).to(values.device)
+        if values.element_size() < 4:  # half precision would stop counting tokens at 256 or 2,048
+            values, weights = values.float(), weights.float()
         total = values.new_zeros(self.examples).index_add(0, owner, values.reshape(-1))
         weight = weights.new_zeros(self.examples).index_add(0, owner, weights.reshape(-1))
         return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0.0)
@@ -113,9 +116,14 @@ class PerExampleLoss(TorchFunctionMode):
             by_token = torch.arange(self.examples).repeat_interleave(self._tokens.cpu())
             if not even or torch.equal(by_row, by_token):
                 return by_token
-        elif even:
+        elif even and not self._are_some_tokens(number, target):
             return by_row
         raise PruningError(_cannot_be_told_apart(number, self.examples))
+
+    def _are_some_tokens(self, number: int, target: torch.Tensor) -> bool:
+        """Whether values are of a choice of tokens: then examples have unlike numbers of them, which are not known."""
+        classes = bool(self._views) and not target.is_floating_point()
+        return classes and self.examples < number < self._positions - self.examples
 
 
 def _label_views(labels: torch.Tensor, valid: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,7 +131,7 @@ def _label_views(labels: torch.Tensor, valid: torch.Tensor | None) -> Iterator[t
     owners = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
     everything = torch.ones_like(labels, dtype=torch.bool)
     chosen = [everything] if valid is None or valid.shape != labels.shape else [everything, valid.to(labels.device)]
-    for positions in chosen:
+    for positions in (*chosen, labels != IGNORED):
         yield labels[positions], owners[positions]
         yield labels[:, 1:][positions[:, 1:]], owners[:, 1:][positions[:, 1:]]
     yield functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten(), owners.flatten()

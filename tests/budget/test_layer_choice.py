@@ -21,6 +21,9 @@ def test_layers_that_are_too_few_or_too_many() -> None:
     with pytest.raises(InfeasibleBudgetError, match=r"layers=0\.1 of 6 layers is less than one") as caught:
         kept_layer_count(6, 0.1)
     assert kept_layer_count(6, caught.value.smallest) == 1
+    with pytest.raises(InfeasibleBudgetError, match=r"give at least 0\.3334") as caught:
+        kept_layer_count(3, 0.3333)
+    assert kept_layer_count(3, 0.3334) == kept_layer_count(3, caught.value.smallest) == 1
     with pytest.raises(PruningError, match="layers=7 is more than the 6 layers"):
         kept_layer_count(6, 7)
 

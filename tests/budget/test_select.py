@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +87,26 @@ def test_blocks_that_are_not_targeted_stay_whole_and_count(model, anatomy, score
     with pytest.raises(InfeasibleBudgetError, match="out of reach") as caught:
         choose(model, anatomy, scores, flops=fixed * 0.9, target_modules=["intermediate"])
     assert caught.value.smallest == pytest.approx(fixed)
+    assert f"not to be pruned alone make up {fixed:.4f}" in str(caught.value)
+
+
+@pytest.mark.parametrize("round_to", [1, 16])
+@pytest.mark.parametrize("keyword", ["flops", "params"])
+@pytest.mark.parametrize("targets", [None, ["attention"], ["intermediate"], ["layer.0.attention"]])
+def test_the_smallest_value_can_be_reached_as_it_is_and_as_it_is_shown(
+    model, anatomy, scores, keyword: str, targets: list[str] | None, round_to: int
+) -> None:
+    settings = {"target_modules": targets, "round_to": round_to}
+    held = replace(anatomy, blocks=tuple(replace(block, minimum=3) for block in anatomy.blocks))
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        choose(model, held, scores, **{keyword: 1e-3}, **settings)
+    with pytest.raises(InfeasibleBudgetError):
+        choose(model, held, scores, **{keyword: 0.9999 * caught.value.smallest}, **settings)
+    found = re.search(r"reachable value is ([0-9.]+) ", str(caught.value))
+    assert found is not None
+    for value in (caught.value.smallest, float(found[1])):
+        choose(model, held, scores, **{keyword: value}, **settings)
+    assert float(found[1]) - caught.value.smallest < 1e-4
 
 
 def test_round_to_and_uniform(model, anatomy, scores) -> None:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_prune import PruningError, describe_model
-from hf_prune.scores import fisher_gradients, iterate_gradients
+from hf_prune import FisherPruningConfig, PruningError, describe_model, prune_model
+from hf_prune.calibration import CalibrationData
+from hf_prune.scores import (
+    GradientRows,
+    collect_gradients,
+    fisher_gradients,
+    iterate_gradients,
+    iterate_model_gradients,
+)
+from hf_prune.scores.per_example_loss import PerExampleLoss
 from tests.scores.one_at_a_time import gradients_one_at_a_time, ones, scaled, single_examples
 from tests.small_models import CASES, Batch, Case, case, scale_weights
+from tests.witness import Witness
 
 WITH_LOSS = [item for item in CASES if item.task != "bare"]
 BERT = case("bert", "classification")
@@ -197,6 +208,56 @@ def test_loss_that_is_not_finite(batches: int) -> None:
     broken = batch | {"labels": torch.tensor([0.1, torch.nan, 0.2, 0.3])}
     with pytest.raises(PruningError, match=rf"loss on calibration batch {batches - 1} is nan"):
         fisher_gradients(model, [batch] * (batches - 1) + [broken])
+
+
+def break_gradients(model: PreTrainedModel, length: int) -> None:
+    """Makes the gradients of batches of this length NaN, and leaves what is computed forward as it is."""
+
+    def add_nothing(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + (0 * output).sqrt() if output.shape[1] == length else output
+
+    model.base_model.encoder.layer[0].output.dense.register_forward_hook(add_nothing)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("gradients", [iterate_gradients, iterate_model_gradients])
+def test_gradients_of_a_finite_loss_that_are_not_finite(gradients: Any, batches: int) -> None:
+    model = BERT.model()
+    break_gradients(model, 12)
+    data = [BERT.batch()] * (batches - 1) + [BERT.batch(lengths=(12, 4))]
+    with pytest.raises(PruningError, match=rf"calibration batch {batches - 1} is finite, but its gradients are not"):
+        list(gradients(model, describe_model(model), data))
+
+
+def test_default_scores_of_gradients_that_are_not_finite() -> None:
+    model = BERT.model()
+    break_gradients(model, 12)
+    witness = Witness(model)
+    with pytest.raises(PruningError, match="batch 1 is finite, but its gradients are not"):
+        prune_model(model, FisherPruningConfig(flops=0.5), [BERT.batch(), BERT.batch(lengths=(12, 4))])
+    witness.check()
+
+
+def test_a_model_is_not_left_frozen_while_somebody_looks_at_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BERT.model().train()
+    monkeypatch.setattr(GradientRows, "add", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:  # whose traceback holds what was going on
+        collect_gradients(model, describe_model(model), CalibrationData([BERT.batch()], model))
+    assert caught.tb is not None
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_tokens_are_counted_in_half_precision(dtype: torch.dtype) -> None:
+    count = 5000
+    logits = torch.randn(2, count, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.randint(3, (2, count), generator=torch.Generator().manual_seed(1))
+    with PerExampleLoss(2, labels) as mode:
+        cross_entropy(logits.flatten(0, 1), labels.flatten())
+    for index in range(2):
+        expected = cross_entropy(logits[index].float(), labels[index])
+        assert mode.terms[0][index].item() == pytest.approx(expected.item(), rel=0.01)
 
 
 def test_labels_missing() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune import describe_model
+from hf_prune import PruningError, describe_model
 from hf_prune.anatomy import Block
 from hf_prune.scores import OutputInformation, iterate_gradients, iterate_model_gradients, metric_root
 from tests.mixtures import mixture
@@ -70,6 +70,14 @@ def test_nothing_is_left_on_the_model_and_nothing_is_watched_outside() -> None:
     for _ in iterate_gradients(model, anatomy, [batch]):
         pass
     assert not any(matrix.any() for matrix in information.matrices.values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_metric_that_is_not_finite_has_no_root(value: float) -> None:
+    metric = torch.eye(3, dtype=torch.float64)
+    metric[1, 2] = metric[2, 1] = value
+    with pytest.raises(PruningError, match="output are not finite"):
+        metric_root(metric)
 
 
 def test_experts_are_left_out() -> None:

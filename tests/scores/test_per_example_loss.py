@@ -82,6 +82,11 @@ CHOICES_OF_POSITIONS = {
         functional.pad(labels[:, 1:], (0, 1), value=-100).flatten(),
     ),
     "valid": lambda logits, labels, valid: (logits[valid], labels[valid]),
+    "labelled": lambda logits, labels, valid: (logits[labels != -100], labels[labels != -100]),
+    "labelled and shifted": lambda logits, labels, valid: (
+        logits[:, :-1][labels[:, 1:] != -100],
+        labels[:, 1:][labels[:, 1:] != -100],
+    ),
     "valid and shifted": lambda logits, labels, valid: (logits[:, :-1][valid[:, 1:]], labels[:, 1:][valid[:, 1:]]),
 }
 
@@ -91,6 +96,8 @@ CHOICES_OF_POSITIONS = {
 def test_labels_tell_whose_a_value_is(name: str, lengths: tuple[int, ...]) -> None:
     valid = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     labels = torch.randint(CLASSES, valid.shape, generator=torch.Generator().manual_seed(5))
+    if name.startswith("labelled"):
+        labels[0, 1] = labels[2, 0] = -100
     logits = torch.randn(*valid.shape, CLASSES, generator=torch.Generator().manual_seed(6))
     choose = CHOICES_OF_POSITIONS[name]
     with PerExampleLoss(EXAMPLES, labels, valid) as mode:
@@ -167,6 +174,13 @@ def test_other_reductions_and_what_is_outside_stay_as_they_are() -> None:
     assert torch.allclose(total, 3 * expected)
     assert single.shape == (3,)
     assert torch.equal(functional.cross_entropy(LOGITS, CLASS), expected)
+
+
+def test_a_choice_of_tokens_that_labels_do_not_explain() -> None:
+    labels = torch.randint(CLASSES, (EXAMPLES, 6), generator=torch.Generator().manual_seed(5))
+    every_other = labels[:, ::2].flatten()  # six times three values are no whole rows
+    with PerExampleLoss(EXAMPLES, labels), pytest.raises(PruningError, match="9 values for a batch of 3 examples"):
+        functional.cross_entropy(torch.zeros(9, CLASSES), every_other)
 
 
 def test_values_that_cannot_be_told_apart() -> None:

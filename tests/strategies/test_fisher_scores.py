@@ -156,7 +156,7 @@ class TestBlend:
     def test_experts_are_refused(self) -> None:
         config = FisherPruningConfig(flops=0.8, **BLENDED)
         with pytest.raises(PruningError, match="not measured for experts"):
-            scores_of(mixtures.mixture("mixtral"), [mixtures.batch()], config)
+            prune_model(mixtures.mixture("mixtral"), config, [mixtures.batch()])
 
     @pytest.mark.parametrize("blend", [-0.1, 1.5, "half", True])
     def test_share_out_of_range(self, blend: object) -> None:

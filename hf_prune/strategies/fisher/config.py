@@ -109,6 +109,7 @@ class FisherPruningConfig(MetricBudgetConfig):
             raise PruningError(f"rearrange={self.rearrange!r} must be True, False or None.")
         self._check_importance()
         check_not_negative(self, "damp")
+        self._check_mask_tuning()
         check_counts(self, "refit_examples", "group_size")
         check_flags(self, "iterative")
         self._check_groups()
@@ -128,6 +129,14 @@ class FisherPruningConfig(MetricBudgetConfig):
             raise PruningError(
                 "importance='after_refit' counts on the refit of the units that it keeps: leave recovery at 'weights'"
                 " and rearrange at its default, or use importance='fisher'."
+            )
+
+    def _check_mask_tuning(self) -> None:
+        given = [f"{name}={value!r}" for name, value in (("solver", self.solver), ("damp", self.damp))]
+        if self.recovery != "mask_tuning" and (self.solver, self.damp) != ("direct", 1.0):
+            raise PruningError(
+                f"{' and '.join(given)} are of mask tuning, and recovery={self.recovery!r} is not: use"
+                " recovery='mask_tuning', or leave them out."
             )
 
     def _check_groups(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy
-from ...budget import PlanSoFar, Selection, data_lengths, select_units
+from ...budget import PlanSoFar, Selection, check_budget, data_lengths, select_units
 from ...calibration import CalibrationData
 from ...recovery.rearrange import rearrange_with_gram
 from ...report.clock import StageClock
@@ -37,6 +37,7 @@ def measure_units(
     """Scores every head and filter; of a choice group by group these are the scores for the first group."""
     with clock("gradients"):
         lengths = data_lengths(model, anatomy, data, config.sequence_length)
+        check_budget(model, anatomy, config, lengths)
         return FisherStatistics.collect(model, anatomy, config, data, lengths)
 
 

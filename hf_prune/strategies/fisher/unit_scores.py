@@ -108,6 +108,8 @@ class FisherStatistics:
             lengths: from `data_lengths`.
             batches: this process's first batches from `data`, where not all of them are wanted.
         """
+        if config.scores == "blended":
+            _check_no_experts(anatomy)
         gradients = GradientStatistics()
         if config.needs_gradients:
             labels = cast(Labels, config.labels)
@@ -165,16 +167,19 @@ def _energies(
     model: PreTrainedModel, anatomy: ModelAnatomy, data: CalibrationData, batches: Iterable[Batch]
 ) -> dict[str, torch.Tensor]:
     """What each unit contributes to its block's output; zero in blocks that do not run on this data."""
+    with tqdm(total=len(anatomy.blocks), desc="Contributions", unit="block") as bar:
+        found = contributed_energies(model, anatomy, data, batches, progress=lambda key: bar.update())
+    nothing = [torch.zeros(block.units, dtype=torch.float64, device=device_of(model)) for block in anatomy.blocks]
+    return _by_key(anatomy, nothing) | found
+
+
+def _check_no_experts(anatomy: ModelAnatomy) -> None:
     experts = [block.key for block in anatomy.blocks if block.output.expert is not None]
     if experts:
         raise PruningError(
             "importance='blended' needs what every unit contributes to its block's output, which is not measured for"
             f" experts ({experts[0]}). Use importance='fisher' or 'after_refit'."
         )
-    with tqdm(total=len(anatomy.blocks), desc="Contributions", unit="block") as bar:
-        found = contributed_energies(model, anatomy, data, batches, progress=lambda key: bar.update())
-    nothing = [torch.zeros(block.units, dtype=torch.float64, device=device_of(model)) for block in anatomy.blocks]
-    return _by_key(anatomy, nothing) | found
 
 
 def _by_key(anatomy: ModelAnatomy, scores: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
