@@ -56,7 +56,8 @@ def _open_folder(folder: Path, now: Fingerprint) -> None:
             _check_same(_read(file), now, folder.parent)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        # A run that was killed while it wrote its first file has left a hidden one, see `written_whole`.
+        if any(not path.name.startswith(f".{FINGERPRINT_FILE}-") for path in folder.iterdir()):
             raise PruningError(f"{folder} holds files, but no {FINGERPRINT_FILE}: name another folder for resume_dir.")
         with written_whole(file) as temporary:
             temporary.write_text(json.dumps(now, indent=1), encoding="utf8")

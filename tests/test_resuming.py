@@ -221,6 +221,17 @@ def test_a_choice_is_made_once(batches: list[Batch], tmp_path: Path, monkeypatch
     prune_model(ITEM.model(), config(), batches, resume_dir=tmp_path / "run")
 
 
+def test_a_run_that_was_killed_at_its_first_file(batches: list[Batch], tmp_path: Path) -> None:
+    left = tmp_path / "run" / "process-0" / ".fingerprint.json-0123"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    prune_model(ITEM.model(), config(), batches, resume_dir=tmp_path / "run")
+    (tmp_path / "other" / "process-0").mkdir(parents=True)
+    (tmp_path / "other" / "process-0" / "notes.txt").touch()
+    with pytest.raises(PruningError, match=r"process-0 holds files, but no fingerprint\.json"):
+        prune_model(ITEM.model(), config(), batches, resume_dir=tmp_path / "other")
+
+
 def test_an_offloaded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interruption = Interruption(monkeypatch)
     results = []
