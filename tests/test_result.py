@@ -63,6 +63,7 @@ def test_failed_save_leaves_an_earlier_one(
 
 def test_pushed_as_one_commit(result: PruningResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[str, Any]] = []
+    patterns: set[str] = set()
 
     class Api:
         def __init__(self, token: str | None = None) -> None:
@@ -72,8 +73,9 @@ def test_pushed_as_one_commit(result: PruningResult, monkeypatch: pytest.MonkeyP
             calls.append(("create", (repo_id, options)))
             return type("Repo", (), {"repo_id": f"me/{repo_id}"})
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: Any) -> Any:
             calls.append(("upload", repo_id))
+            patterns.update(delete_patterns)
             for path in Path(folder_path).iterdir():
                 (tmp_path / path.name).write_bytes(path.read_bytes())
             return type("Commit", (), {"commit_url": "https://example.org/commit"})
@@ -86,8 +88,56 @@ def test_pushed_as_one_commit(result: PruningResult, monkeypatch: pytest.MonkeyP
         ("create", ("small", {"private": True, "exist_ok": True})),
         ("upload", "me/small"),
     ]
+    assert {"model.safetensors", "pytorch_model.bin", "pruning_masks.safetensors"} < patterns
     loaded = BERT.auto_class.from_pretrained(tmp_path)
     assert difference(run(loaded, BERT.batch()), run(result.model, BERT.batch())) == 0
     assert "secret" not in "".join(
         path.read_text() for path in tmp_path.glob("*.[jm]*") if path.suffix != ".safetensors"
     )
+
+
+def test_a_process_that_writes_nothing_uploads_nothing(result: PruningResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = type("Api", (), {"__init__": lambda self, token=None: None})
+    monkeypatch.setattr(result_module, "HfApi", api)
+    assert result.push_to_hub("small", is_main_process=False) == ""
+
+
+def test_a_folder_whose_parent_is_not_ours(
+    result: PruningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mounted volume: nothing is written beside it."""
+    places: list[Path] = []
+    mkdtemp = result_module.tempfile.mkdtemp
+
+    def noted(prefix: str, dir: Path) -> str:
+        places.append(Path(dir))
+        return str(mkdtemp(prefix=prefix, dir=dir))
+
+    monkeypatch.setattr(result_module.tempfile, "mkdtemp", noted)
+    target = tmp_path / "volume"
+    target.mkdir()
+    result.save_pretrained(target)
+    assert places[0] == target
+    assert not list(target.glob(".volume-*"))
+    BERT.auto_class.from_pretrained(target)
+
+
+class Templates:
+    """Stands for a tokenizer with several chat templates, which it writes into a folder."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "additional_chat_templates").mkdir()
+        for name in self.names:
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name)
+
+
+def test_folders_in_the_folder(result: PruningResult, tmp_path: Path) -> None:
+    for names in (("rag", "tools"), ("tools",)):
+        result.save_pretrained(tmp_path / "small", tokenizer=Templates(*names))
+        folder = tmp_path / "small" / "additional_chat_templates"
+        assert {file.stem for file in folder.iterdir()} == set(names)
+        assert folder.stat().st_mode & 0o700 == 0o700
+        assert (folder / "tools.jinja").stat().st_mode & 0o111 == 0

@@ -41,10 +41,11 @@ def load_tokenizer(name: str, config: PreTrainedConfig, split_words: bool = Fals
         raise PruningError(f"{name} holds no tokenizer; save the model's own there (tokenizer.save_pretrained).")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > config.vocab_size:
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    if known is not None and len(tokenizer) > known:
         raise PruningError(
-            f"The tokenizer in {name} knows {len(tokenizer):,} tokens and the model only {config.vocab_size:,}: they do"
-            " not belong together."
+            f"The tokenizer in {name} knows {len(tokenizer):,} tokens and the model only {known:,}: they do not belong"
+            " together."
         )
     return tokenizer
 
@@ -90,12 +91,26 @@ def model_class_of(config: PreTrainedConfig) -> Any:
 
 
 def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config, pruned as the config says, on the meta device: shapes without any memory."""
+    """The model of a config, pruned as the config says, on the meta device: shapes without any memory.
+
+    Raises:
+        PruningError: no model can be built from the config.
+    """
     model_class = model_class_of(config)
-    with torch.device("meta"):
-        if model_class is AutoModel:
-            return AutoModel.from_config(config)
-        return model_class._from_config(config)
+    try:
+        with torch.device("meta"):
+            if model_class is AutoModel:
+                return AutoModel.from_config(config)
+            return model_class._from_config(config)
+    except PruningError:
+        raise
+    except Exception as error:  # modelling code raises what it likes
+        raise PruningError(f"No {model_class.__name__} can be built from this config: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _device(name: str | None) -> torch.device:
@@ -124,7 +139,7 @@ def _load(auto_class: Any, name: str, **settings: Any) -> Any:
         return auto_class.from_pretrained(name, **settings)
     except PruningError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # of damaged files, missing packages or settings, from whichever library it comes
+        reason = first_line(error)
         where = name if Path(name).is_dir() else f"{name} (there is no such folder, so it was taken for a Hub name)"
         raise PruningError(f"{where} could not be loaded with {auto_class.__name__}: {reason}") from error

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CURVE_FILE = "pruning_curve.json"
+MOST_UNITS = 2**20  # of a block; a file that speaks of more is damaged
 TIMES = ("runtime", "_per_second", "_time", "epoch")  # how the Trainer's names for what says nothing of quality end
 
 
@@ -201,5 +202,15 @@ def _ranges_of(units: Sequence[int]) -> str:
 
 def _units_in(ranges: str) -> tuple[int, ...]:
     """The inverse of `_ranges_of`."""
-    pairs = [part.split("-") for part in ranges.split(",") if part]
-    return tuple(unit for pair in pairs for unit in range(int(pair[0]), int(pair[-1]) + 1))
+    units: list[int] = []
+    for part in ranges.split(",") if ranges else []:
+        first, dash, last = part.partition("-")
+        numbers = [
+            int(text)
+            for text in (first, last if dash else first)
+            if text.isascii() and text.isdigit() and len(text) < 8
+        ]
+        if len(numbers) < 2 or not (units[-1] if units else -1) < numbers[0] <= numbers[1] < MOST_UNITS:
+            raise PruningError(f"{part[:40]!r} is no range of ascending numbers of units below {MOST_UNITS:,}.")
+        units += range(numbers[0], numbers[1] + 1)
+    return tuple(units)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from ..processes import is_first_process
 from ..shards import has_shards, whole_state
 from ..surgery import PruningPlan, save_bitmask
 from ..surgery.bitmask import is_packed
+from ..surgery.bitmask_checkpoints import WEIGHT_PATTERNS, is_weight_file
 from ..surgery.mask_plan import MASKS_FILE, MaskPlan
 from ..surgery.plan import PLAN_FILE
 from .card import pruned_model_card
@@ -37,12 +37,6 @@ PLOT_FILE = "pruning.png"
 FORMATS = ("dense", "bitmask")
 # How much of an offloaded model is in memory at once while it is written.
 OFFLOADED_SHARD = "250MB"
-
-# The names under which transformers looks for a model's weights.
-_WEIGHTS = re.compile(
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
-    r"|pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"
-)
 
 # What a result of another kind, or without matplotlib, does not write.
 _SIDE_FILES = (PLAN_FILE, MASKS_FILE, PLOT_FILE)
@@ -148,18 +142,26 @@ class PruningResult:
             **kwargs: for `save_pretrained`.
 
         Returns:
-            The address of the commit.
+            The address of the commit; nothing (`""`) on processes that upload nothing.
 
         Raises:
             PruningError: an unknown format.
         """
         check_format(format)
         api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        uploads = kwargs.setdefault("is_main_process", is_first_process())
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id if uploads else repo_id
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             self.save_pretrained(folder, card={"model_id": repo, **(card or {})}, format=format, **kwargs)
-            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload pruned model")
+            if not uploads:
+                return ""
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message="Upload pruned model",
+                delete_patterns=[*WEIGHT_PATTERNS, *_SIDE_FILES],  # of an earlier model, as in a folder
+            )
         return str(commit.commit_url)
 
 
@@ -199,16 +201,21 @@ def _is_packed(folder: Path) -> bool:
 def _tensor_names(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """The weight files in a folder, and the tensors in each; only headers are read."""
     for file in sorted(folder.glob("*.safetensors")):
-        if _WEIGHTS.fullmatch(file.name):
+        if is_weight_file(file.name):
             with safe_open(file, "pt") as weights:
                 yield file.name, list(weights.keys())
 
 
 @contextmanager
 def _complete_or_nothing(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` whose files are moved there once the block has ended well."""
+    """A temporary folder whose files are moved to `target` once the block has ended well.
+
+    It is within a target that is there, whose parent may be on another file system (a mounted volume) or not to be
+    written to; otherwise beside it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    place = target if target.is_dir() else target.parent
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
     try:
         yield temporary
         _open_up(temporary)
@@ -225,18 +232,21 @@ def _open_up(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _move_into(source: Path, target: Path) -> None:
     """Moves files into an existing folder and removes weights and side files that an earlier model left there.
 
     An old `model.safetensors` beside new shards would be the one that is loaded; heads' plan says nothing of masks.
+    Folders (a tokenizer's chat templates) take the place of those of the same name.
     """
     names = {file.name for file in source.iterdir()}
     for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
         os.replace(source / name, target / name)
     for file in target.iterdir():
-        if file.name not in names and (file.name in _SIDE_FILES or _WEIGHTS.fullmatch(file.name)):
+        if file.name not in names and (file.name in _SIDE_FILES or is_weight_file(file.name)):
             file.unlink()

@@ -20,6 +20,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..errors import PruningError
 from .bitmask import is_packed, packed, unpacked
 
+# The names under which transformers looks for a model's weights, as the shell writes patterns.
+_NUMBERED = "-".join(["[0-9]" * 5, "of", "[0-9]" * 5])
+WEIGHT_PATTERNS = tuple(
+    f"{name}{suffix}"
+    for name, ending in (("model", "safetensors"), ("pytorch_model", "bin"))
+    for suffix in (f".{ending}", f"-{_NUMBERED}.{ending}", f".{ending}.index.json")
+)
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether transformers looks under this name for a model's weights."""
+    return any(fnmatchcase(name, pattern) for pattern in WEIGHT_PATTERNS)
+
 
 def save_bitmask(model: PreTrainedModel, folder: str | os.PathLike[str], **kwargs: Any) -> None:
     """Saves a model as `model.save_pretrained` does, with the matrices that have many zeros in the bitmask format.
@@ -42,7 +56,7 @@ def save_bitmask(model: PreTrainedModel, folder: str | os.PathLike[str], **kwarg
 
     Args:
         model: any model.
-        folder: where to; files of the same name are replaced, others stay.
+        folder: where to; files of the same name are replaced, and weights that an earlier model left there removed.
         **kwargs: for `PreTrainedModel.save_pretrained`.
 
     Raises:
@@ -58,8 +72,12 @@ def save_bitmask(model: PreTrainedModel, folder: str | os.PathLike[str], **kwarg
     with tempfile.TemporaryDirectory(prefix=".dense-", dir=folder) as temporary:
         model.save_pretrained(temporary, **kwargs)
         _pack_files(Path(temporary))
-        for file in Path(temporary).iterdir():
-            os.replace(file, folder / file.name)
+        names = {file.name for file in Path(temporary).iterdir()}
+        for name in names:
+            os.replace(Path(temporary) / name, folder / name)
+        for file in folder.iterdir():  # an old `model.safetensors` would be read in place of new shards
+            if file.name not in names and is_weight_file(file.name):
+                file.unlink()
 
 
 def _pack_files(folder: Path) -> None:

@@ -19,17 +19,13 @@ FIELDS = {"format", "library", "blocks", "layers", "weights", LABEL_WORDS, "stra
 
 
 def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
-    """The pruning metadata in a config, or None.
+    """The pruning metadata in a config, or None; what others have put under the same key is not looked at.
 
     Raises:
         PruningError: there is some, but of an unknown format or with fields missing or foreign.
     """
     data = getattr(config, KEY, None)
-    if data is None:
-        return None
-    if not isinstance(data, Mapping):
-        raise PruningError(f"config.{KEY} must be a dictionary, got {type(data).__name__}: {str(data)[:80]!r}.")
-    if data.get("library", "hf_prune") != "hf_prune":
+    if not isinstance(data, Mapping) or not _is_ours(data):
         return None
     missing = {"format", "blocks"} - set(data)
     foreign = set(data) - FIELDS
@@ -48,6 +44,10 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
     if LABEL_WORDS in data:
         HeadForm.from_dict(data[LABEL_WORDS])
     return data
+
+
+def _is_ours(data: Mapping[str, Any]) -> bool:
+    return bool(data["library"] == "hf_prune" if "library" in data else {"format", "blocks"} & data.keys())
 
 
 def pruning_or_new(config: PreTrainedConfig) -> dict[str, Any]:

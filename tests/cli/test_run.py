@@ -316,7 +316,7 @@ def test_an_interrupted_run(
         result = call(*other)
         assert result.exit_code == 2
         assert words in " ".join(result.stderr.split())
-    monkeypatch.setattr(gradient_rows, "iterate_gradients", lambda *given: iter(()))
+    monkeypatch.setattr(gradient_rows, "iterate_gradients", lambda *given: (given for _ in ()))
     assert call(*command, "--resume").exit_code == 0
     assert not (folder / "unfinished_run").exists()
     monkeypatch.undo()

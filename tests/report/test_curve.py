@@ -124,6 +124,16 @@ class TestTheFile:
         with pytest.raises(PruningError, match="not a trade-off curve as written to"):
             TradeOffCurve.load(tmp_path)
 
+    @pytest.mark.parametrize(
+        "kept", ["x", "0-2000000000", "5-3", "3,1", "0-4,2", "1-2-3", "-1", "1,", "0-", "٣", "0-1048576", "1e3"]
+    )
+    def test_ranges_that_are_none(self, kept: str) -> None:
+        whole = TradeOffCurve({}, {"a": "attention"}, (CurveLevel(0, 1.0, 1.0, {}, {"a": (0, 1)}),))
+        text = whole.to_json().replace('"0-1"', json.dumps(kept))
+        assert json.dumps(kept) in text
+        with pytest.raises(PruningError, match="is no range of ascending numbers"):
+            TradeOffCurve.from_json(text)
+
 
 class TestPictures:
     def test_one_line_per_training(self) -> None:

@@ -98,7 +98,7 @@ def test_the_format_is_that_of_an_upload_too(result: PruningResult, monkeypatch:
         def create_repo(self, repo_id: str, **options: Any) -> Any:
             return type("Repo", (), {"repo_id": f"me/{repo_id}"})
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: Any) -> Any:
             packed.append(is_packed_folder(folder_path))
             return type("Commit", (), {"commit_url": "https://example.org/commit"})
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from hf_prune.surgery import save_bitmask
+from hf_prune.surgery.bitmask_checkpoints import is_weight_file
 from tests import mixtures
 from tests.conformance.plans import difference, prune, run
 from tests.family_models import main_head, sample
@@ -194,6 +195,32 @@ def test_files_of_an_earlier_save_are_replaced(model: PreTrainedModel, tmp_path:
     save_bitmask(model, tmp_path)
     assert_same_weights(AutoModelForSequenceClassification.from_pretrained(tmp_path), model)
     assert (tmp_path / "README.md").read_text() == "kept"
+
+
+def test_an_earlier_file_is_not_read_in_place_of_new_shards(model: PreTrainedModel, tmp_path: Path) -> None:
+    BERT.model(seed=1).save_pretrained(tmp_path)
+    save_bitmask(model, tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert_same_weights(AutoModelForSequenceClassification.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "whether"),
+    [
+        ("model.safetensors", True),
+        ("model-00001-of-00012.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("pytorch_model.bin", True),
+        ("pytorch_model-00002-of-00002.bin", True),
+        ("pytorch_model.bin.index.json", True),
+        ("adapter_model.safetensors", False),
+        ("model-1-of-2.safetensors", False),
+        ("training_args.bin", False),
+        ("pruning_masks.safetensors", False),
+    ],
+)
+def test_names_of_weight_files(name: str, whether: bool) -> None:
+    assert is_weight_file(name) is whether
 
 
 LOAD_ELSEWHERE = """

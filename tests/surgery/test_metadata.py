@@ -102,10 +102,15 @@ def test_bad_metadata_is_refused_before_anything_is_cut(
         build(changed(metadata, path, value))
 
 
-@pytest.mark.parametrize("value", [7, "fisher", ["blocks"], True])
-def test_metadata_that_is_no_dictionary(value: Any) -> None:
-    with pytest.raises(PruningError, match=r"config\.pruning must be a dictionary"):
-        build(value)
+@pytest.mark.parametrize(
+    "value", [7, "magnitude", ["blocks"], True, {}, {"method": "movement"}, {"library": "other", "blocks": {}}]
+)
+def test_what_others_have_put_under_the_key_is_not_looked_at(value: Any) -> None:
+    model = build(value)
+    assert [block.units for block in describe_model(model).blocks] == [
+        block.units for block in describe_model(build(None)).blocks
+    ]
+    assert pruning_of(model.config) is None
 
 
 def test_first_layer_of_a_decoder_needs_a_head() -> None:
