@@ -58,12 +58,19 @@ def all_matrices(model: nn.Module) -> list[WeightMatrix]:
             if id(parameter) in seen or not parameter.numel() or not _is_matrix(module, name, parameter):
                 continue
             seen.add(id(parameter))
-            axis = 0 if isinstance(module, Conv1D) else -1
+            axis = _input_axis(module, parameter)
             embedding = isinstance(module, nn.Embedding)
             # What PEFT has wrapped goes by the name that it had.
             own = path.removesuffix(".base_layer")
             found.append(WeightMatrix(f"{path}.{name}".lstrip("."), own, parameter, axis, embedding))
     return found
+
+
+def _input_axis(module: nn.Module, parameter: torch.Tensor) -> int:
+    """The axis of the inputs that one output is a sum over; experts may be stored `[experts, in, out]`."""
+    if parameter.dim() == 3:
+        return -2 if getattr(module, "is_transposed", False) else -1
+    return 0 if isinstance(module, Conv1D) else -1
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -125,7 +125,7 @@ def masks_above(scores: Sequence[torch.Tensor], threshold: float, shards: Shards
 def _sortable(scores: torch.Tensor) -> torch.Tensor:
     """Integers in the order of the floats they stand for: a float's bits, with negative numbers turned round."""
     # Adding zero makes one zero of the two.
-    bits = (scores.detach().to(torch.float32) + 0.0).view(torch.int32)
+    bits = (scores.detach().to(torch.float32) + 0.0).contiguous().view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

@@ -92,7 +92,7 @@ class WeightMasks(MatrixMasks):
                 raw = self._removed[index] = values.clone()
             else:  # in place: a new matrix at every update would leave holes between a training's activations
                 torch.where(self.masks[index], values, raw, out=raw)
-            self._masks[index] = mask.to(values.device)
+            self._masks[index] = mask.to(values.device, copy=True)  # the caller's own may change
             values.copy_(raw).mul_(self.masks[index])
         self._removed_count = super().removed_count
 

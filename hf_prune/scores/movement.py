@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from ..processes import add_up, average, process_count
 from ..shards import collected, rows_of, shards_of
 from .moments import moments_of, put_moments, stored_moments
 from .weights import WeightScores
+
+logger = logging.getLogger(__name__)
 
 
 class MovementScores(WeightScores):
@@ -98,6 +102,10 @@ class MovementScores(WeightScores):
     def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
         """One step of the scores' optimizer."""
         self._complete_gradients()
+        if self.scaler is not None and not math.isfinite(self._norm()):
+            logger.warning("Gradients of scores overflowed in float16: this step leaves scores as they are.")
+            self._optimizer.zero_grad()
+            return
         if penalty:
             self._add_penalty(penalty)
         if self._max_norm is not None:
@@ -108,10 +116,11 @@ class MovementScores(WeightScores):
         self._optimizer.zero_grad()
 
     def _clip(self, max_norm: float) -> None:
+        torch.nn.utils.clip_grads_with_norm_(self._scores, max_norm, self._norm())
+
+    def _norm(self) -> torch.Tensor:
         norm = torch.nn.utils.get_total_norm([score.grad for score in self._scores if score.grad is not None])
-        if self._shards.several:
-            norm = self._shards.add_up(norm.square()).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(self._scores, max_norm, norm)
+        return self._shards.add_up(norm.square()).sqrt() if self._shards.several else norm
 
     def _complete_gradients(self) -> None:
         """Takes the gradient scaler's factor out, and the mean over all processes, which FSDP2 has made already."""
@@ -186,9 +195,16 @@ class ParameterScores(MovementScores):
         """The learnt scores, outside of any graph."""
         return [score.detach() for score in self._scores]
 
-    def set_aside(self) -> None:
-        """Takes the gradients off the parameters."""
-        self._aside = [score.grad for score in self._scores]
+    def set_aside(self, scale: torch.Tensor | None = None) -> None:
+        """Takes the gradients off the parameters.
+
+        Args:
+            scale: a gradient scaler's factor that is still in them (fused optimizers take it out themselves).
+        """
+        gradients = [score.grad for score in self._scores]
+        self._aside = [
+            gradient if gradient is None or scale is None else gradient / scale.to(gradient) for gradient in gradients
+        ]
         for score in self._scores:
             score.grad = None
 

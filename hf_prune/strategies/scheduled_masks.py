@@ -36,6 +36,7 @@ class ScheduledMaskPruner(MaskPruner):
     ) -> None:
         super().__init__(model, config, steps, masks)
         self.scores, self.schedule = scores, schedule
+        self._configs: UndoLog | None = None
 
     def begin(self) -> None:
         """Prunes before the first step what the schedule says."""
@@ -76,11 +77,20 @@ class ScheduledMaskPruner(MaskPruner):
 
     def _own_configs(self) -> None:
         """A model that was built from the same config object is not to notice."""
-        give_own_configs(self.inner, UndoLog())
+        if self._configs is None:
+            self._configs = UndoLog()
+            give_own_configs(self.inner, self._configs)
 
     def _note(self) -> None:
         """Writes into the model's config what holds now, so that every checkpoint says what it is."""
         write_weight_metadata(self.inner.config, self.config.to_dict(), self.masks)
+
+    def abandon(self, *, restore: bool = True) -> None:
+        """The raw weights; with `restore` the configs say nothing of masks any more."""
+        super().abandon(restore=restore)
+        if restore and self._configs is not None:
+            self._configs.roll_back()
+            self._configs = None
 
     def state(self) -> dict[str, torch.Tensor]:
         """The removed weights, and what the scores have learnt."""

@@ -101,7 +101,8 @@ class TrainingPruner(ABC):
                     f"{type(optimizer).__name__} is no torch.optim.Optimizer: its steps cannot be followed."
                 )
         self.let_go()
-        self.take_scaler(getattr(optimizer, "scaler", None))
+        if getattr(optimizer, "scaler", None) is not None:  # one that was given before stays
+            self.take_scaler(optimizer.scaler)
         self.followed = inner
         self._handles = [
             inner.register_step_pre_hook(self._stepping),
@@ -112,10 +113,13 @@ class TrainingPruner(ABC):
         """Gets the gradient scaler of mixed precision in float16, or None; for strategies that read gradients."""
         del scaler
 
-    def _stepping(self, *unused: Any) -> None:
-        self.before_step()
+    def _stepping(self, optimizer: torch.optim.Optimizer, *unused: Any) -> None:
+        if not _is_given_up(optimizer):
+            self.before_step()
 
-    def _stepped(self, *unused: Any) -> None:
+    def _stepped(self, optimizer: torch.optim.Optimizer, *unused: Any) -> None:
+        if _is_given_up(optimizer):
+            return
         self.step += 1
         self.after_step()
         self._last_made = self.step
@@ -220,6 +224,15 @@ def check_trains(config: PruningConfig, steps: int) -> None:
 def _step_of(value: float, steps: int) -> int:
     """A setting that is a fraction of the training up to 1, and a number of steps above."""
     return round(value * steps) if value <= 1 else round(value)
+
+
+def _is_given_up(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step is none, because gradients have overflowed in float16.
+
+    A gradient scaler does not call other optimizers then; a fused one is told, and finds out on the device.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.any())
 
 
 def _is_wrapper(optimizer: Any) -> bool:

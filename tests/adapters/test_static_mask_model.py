@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_prune import PruningError, StaticMaskConfig
+from hf_prune import PruningError, StaticMaskConfig, start_pruning
 from hf_prune.adapters.static_mask import StaticMaskLayer
 from tests.adapters.masked_models import BATCH, config, logits, masked, set_random_masks, with_zeros
 from tests.family_models import main_head
@@ -120,6 +120,20 @@ class TestMerging:
             {name: value for name, value in after.items() if "base_layer" in name},
             {name: value for name, value in before.items() if "base_layer" in name},
         )
+
+    def test_unmerging_after_the_mask_has_changed(self) -> None:
+        model = masked()
+        set_random_masks(model)
+        layers = [module for module in model.modules() if isinstance(module, StaticMaskLayer)]
+        before = [layer.base_layer.weight.clone() for layer in layers]
+        model.merge_adapter()
+        for layer in layers:
+            layer.static_mask_kept["default"] = ~layer.static_mask_kept["default"]
+        with pytest.raises(PruningError, match="unmerge it first"):
+            start_pruning(model, model.static_mask_pruning_config(), 4)
+        model.unmerge_adapter()
+        for layer, weight in zip(layers, before, strict=True):
+            assert torch.equal(layer.base_layer.weight, weight)
 
     def test_disabling_a_merged_adapter(self) -> None:
         model = masked()

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 
-from hf_prune import MagnitudePruningConfig, PruningError
+from hf_prune import MagnitudePruningConfig, PruningError, prune_model
 from hf_prune.anatomy import all_matrices, choose_matrices
 from tests.mixtures import EXPERTS, MIXTURES, mixture
 from tests.small_models import LAYERS, case
@@ -129,3 +129,18 @@ def test_what_a_cut_left_empty_is_no_matrix() -> None:
     query = model.bert.encoder.layer[0].attention.self.query
     query.weight = nn.Parameter(query.weight.detach()[:0])
     assert "bert.encoder.layer.0.attention.self.query.weight" not in default(model)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "mixtral"])
+def test_patterns_lie_along_the_inputs_of_experts_however_they_are_stored(model_type: str) -> None:
+    model = mixture(model_type)
+    prune_model(model, MagnitudePruningConfig(pattern="2:4", target_modules=["experts"]))
+    found = 0
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() == 3:
+                weights = parameter.transpose(1, 2) if module.is_transposed else parameter
+                groups = weights.reshape(-1, 4)
+                assert (groups.count_nonzero(dim=1) == 2).all()
+                found += 1
+    assert found == 2 * model.config.num_hidden_layers

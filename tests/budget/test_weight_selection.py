@@ -91,6 +91,13 @@ def test_pattern_keeps_the_best_choice_of_every_group(keep: int, group: int, axi
         assert tuple(chosen.nonzero().flatten().tolist()) == best
 
 
+def test_tensors_that_lie_in_memory_by_columns() -> None:
+    scores = torch.randint(5, (6, 7), generator=torch.Generator().manual_seed(0)).float()
+    by_columns = scores.t().contiguous().t()
+    assert not by_columns.is_contiguous()
+    assert torch.equal(masks_over([by_columns], 20)[0], masks_over([scores], 20)[0])
+
+
 def test_threshold_keeps_what_is_above() -> None:
     masks = masks_above([torch.tensor([0.1, 0.5]), torch.tensor([0.2])], 0.2)
     assert [mask.tolist() for mask in masks] == [[False, True], [False]]

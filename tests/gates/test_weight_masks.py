@@ -166,3 +166,14 @@ def test_mixin_saves_an_ordinary_masked_model(tmp_path: Path) -> None:
     model.remove_weight_masks()
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
     assert model.weight_masks == {}
+
+
+def test_masks_are_copies() -> None:
+    model = CASE.model()
+    given = some_masks(model)
+    masks = add_weight_masks(model, given)
+    count = masks.removed_count
+    given[QUERY].zero_()
+    masks.apply()
+    assert masks.removed_count == count
+    assert model.get_parameter(QUERY).count_nonzero() > 0

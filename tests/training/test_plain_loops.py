@@ -173,6 +173,39 @@ def test_masks_that_were_due_in_a_step_that_was_given_up_are_made_in_the_next(na
     assert pruner.reached
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_fused_optimizer_is_called_for_steps_that_are_given_up(name: str) -> None:
+    """It finds out by itself; what follows it has to, too."""
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    pruner = start_pruning(model, CONFIGS[name], STEPS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    pruner.take_scaler(scaler)
+    pruner.follow(optimizer)  # which leaves the scaler that it was given
+    for number in range(STEPS + 1):
+        loss = model(**BERT.batch(seed=number)).loss
+        scaler.scale(loss * torch.inf if number == 1 else loss).backward()
+        before = weights(model)["classifier.weight"].clone()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, weights(model)["classifier.weight"]) == (number == 1)
+        assert pruner.step == number + (number < 1)
+    result = pruner.finish()
+    assert all(value.isfinite().all() for value in weights(result.model).values())
+    assert is_clean(model)
+
+
+def test_what_was_begun_and_abandoned_leaves_no_metadata() -> None:
+    model = bert()
+    config = model.config
+    pruner = start_pruning(model, replace(CONFIGS["magnitude"], begin=0, end=0), STEPS)
+    assert "pruning" in model.config.to_dict()
+    pruner.abandon()
+    assert model.config is config
+    assert "pruning" not in model.config.to_dict()
+
+
 def test_a_step_that_was_given_up_after_resuming(tmp_path: Path) -> None:
     config = replace(CONFIGS["magnitude"], begin=2, end=2, frequency=1000)
     model = bert()

@@ -39,7 +39,8 @@ class StaticMaskLayer(nn.Module, BaseTunerLayer):
         self.static_mask_scores = nn.ParameterDict()
         self.static_mask_kept = BufferDict(persistent=True)
         self.merged_adapters = []
-        self._removed: torch.Tensor | None = None
+        # What `merge` has set to zero: where, and the weights. The mask itself may be another one by `unmerge`.
+        self._removed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._unread: set[str] = set()
         self.add_mask(adapter_name, trained=trained)
         self._active_adapter = adapter_name
@@ -101,7 +102,7 @@ class StaticMaskLayer(nn.Module, BaseTunerLayer):
         weight, removed = self.base_layer.weight, ~self.static_mask_kept[name]
         if safe_merge and not torch.isfinite(weight).all():
             raise PruningError("The base layer holds weights that are not finite.")
-        self._removed = weight[removed]
+        self._removed = removed, weight[removed]
         weight.masked_fill_(removed, 0)
         self.merged_adapters.append(name)
 
@@ -110,7 +111,9 @@ class StaticMaskLayer(nn.Module, BaseTunerLayer):
         """The inverse of `merge`."""
         if self._removed is None:
             return
-        self.base_layer.weight[~self.static_mask_kept[self.merged_adapters.pop()]] = self._removed
+        removed, weights = self._removed
+        self.base_layer.weight[removed] = weights
+        self.merged_adapters.pop()
         self._removed = None
 
     def _get_available_adapters(self) -> set[str]:

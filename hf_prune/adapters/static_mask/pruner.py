@@ -22,6 +22,8 @@ class AdapterPruner(StaticMaskPruner):
 
     def __init__(self, model: Any, config: StaticPruningConfig, steps: int, adapter: str) -> None:
         masks = AdapterMasks(model.get_base_model(), adapter)
+        if any(layer.merged for layer in masks.layers):
+            raise PruningError("A static mask is merged into the weights, and learns nothing there: unmerge it first.")
         scores = _scores(masks, adapter)
         super().__init__(
             model, config, steps, masks, ParameterScores(masks.matrices, scores, config.score_learning_rate)
@@ -31,11 +33,12 @@ class AdapterPruner(StaticMaskPruner):
     def begin(self) -> None:
         """Begins with all weights, and scores that know nothing."""
         self.scores.start_anew()
+        self.masks.remove(restore=True)
         super().begin()
 
     def before_step(self) -> None:
         """The scores have an optimizer of their own."""
-        self.scores.set_aside()
+        self.scores.set_aside(getattr(self.followed, "grad_scale", None))
 
     def _own_configs(self) -> None:
         """The base model's config is not written to."""
