@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..offloading import forward_name
 from .layouts import AttentionLayout
+from .own_forward import set_forward
 from .undo import UndoLog
 
 
@@ -42,7 +41,7 @@ def bypass(core: nn.Module, layout: AttentionLayout, log: UndoLog) -> None:
     # Where the sum with the residual stream and the norm after it are in the core as well, they stay.
     log.set(core, "norm_inside", _inside(layout, layout.residual.module if layout.residual else ""))
     log.set(core, "values_returned", layout.returns)
-    log.set(core, forward_name(core), MethodType(_forward_without_heads, core))
+    set_forward(core, _forward_without_heads, log)
 
 
 def forward_on_kept_heads(core: nn.Module, layout: AttentionLayout, log: UndoLog) -> None:
@@ -50,12 +49,12 @@ def forward_on_kept_heads(core: nn.Module, layout: AttentionLayout, log: UndoLog
     names = list(inspect.signature(type(core).forward).parameters)[1:]
     positions = [(name, names.index(name) if name in names else None, axis) for name, axis in layout.arguments.items()]
     log.set(core, "head_arguments", positions)
-    log.set(core, forward_name(core), MethodType(_forward_on_kept_heads, core))
+    set_forward(core, _forward_on_kept_heads, log)
 
 
 def forward_without_columns(projection: nn.Module, log: UndoLog) -> None:
     """Makes a projection that reads nothing return its bias (a `Conv1D` without columns cannot tell rows apart)."""
-    log.set(projection, forward_name(projection), MethodType(_forward_without_columns, projection))
+    set_forward(projection, _forward_without_columns, log)
 
 
 def _inside(layout: AttentionLayout, path: str) -> str | None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from types import MethodType
 from typing import Any
 
 from torch import nn
 
-from ..offloading import copy_module, forward_name
+from ..offloading import copy_module
 from .blocks import Block
 from .layouts import AttentionLayout
+from .own_forward import own_forward, set_forward
 from .undo import UndoLog
 
 TABLE = "relative_attention_bias"
@@ -44,12 +44,12 @@ def give_own_tables(model: nn.Module, blocks: Sequence[Block], cut: Collection[s
             if block.layout.cached and not getattr(core, FLAG):  # type: ignore[union-attr]
                 log.set(core, TABLE, copy_module(getattr(owner, TABLE)))
                 log.set(core, FLAG, True)
-            log.set(core, forward_name(core), MethodType(_forward_with_own_bias, core))
+            set_forward(core, _forward_with_own_bias, log)
 
 
 def has_own_bias(core: nn.Module) -> bool:
     """Whether an attention module takes no position bias from the layer before."""
-    return getattr(core.__dict__.get(forward_name(core)), "__func__", None) is _forward_with_own_bias
+    return own_forward(core) is _forward_with_own_bias
 
 
 def _forward_with_own_bias(self: Any, *args: Any, **kwargs: Any) -> Any:

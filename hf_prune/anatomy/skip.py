@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..offloading import forward_name
 from .blocks import Block
 from .cut_forward import bypass, forward_without_columns
 from .layouts import AttentionLayout
+from .own_forward import set_forward
 from .projections import linear_at
 from .undo import UndoLog
 
@@ -31,7 +30,7 @@ def skip_sublayer(layer: nn.Module, block: Block, log: UndoLog) -> None:
     else:
         for projection in block.inputs:
             module = linear_at(layer, projection)
-            log.set(module, forward_name(module), MethodType(_forward_without_rows, module))
+            set_forward(module, _forward_without_rows, log)
     forward_without_columns(linear_at(layer, block.output), log)
 
 
