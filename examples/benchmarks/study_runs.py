@@ -101,9 +101,10 @@ class Runner:
         models = {name: self.finish(other) for name, other in needed.items() if other is not None}
         folder.mkdir(parents=True, exist_ok=True)
         log = folder.parent / f"{folder.name}.log"
+        command = self.command(run, folder, models)  # files that it names may take a training to make
         start, before = time.time(), _seconds_before(folder, log)
         (folder / ATTEMPT).write_text(json.dumps({"start": start, "before": before}), encoding="utf8")
-        self._execute(self.command(run, folder, models), log)
+        self._execute(command, log)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         seconds = round(before + time.time() - start, 1)
