@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -256,6 +255,11 @@ def decoder_tokens(batch: Batch) -> torch.Tensor | None:
         return labels != IGNORED
     ids = batch.get("decoder_input_ids")
     return torch.ones_like(ids, dtype=torch.bool) if isinstance(ids, torch.Tensor) else None
+
+
+def predicted_tokens(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:
+    """Which positions of a model's predictions count; of an encoder-decoder those are of the decoder's sequence."""
+    return decoder_tokens(batch) if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)
 
 
 def without_labels(batch: Batch) -> Batch:

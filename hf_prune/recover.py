@@ -54,8 +54,7 @@ def recover(
 
     Args:
         model: a pruned model (or any other that its teacher fits).
-        teacher: the dense model, or its folder or name on the Hub; it is not changed, but put where
-            the model is.
+        teacher: the dense model, or its folder or name on the Hub; put where the model is, else not changed.
         train_dataset: tokenised rows with labels, as for `Trainer`.
         eval_dataset: tokenised rows with labels; if given, the recovered model is evaluated, and its metrics take the
             place of those that the pruned one's `config.pruning` has. Without it these go, since they are no longer

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that hold what was written last."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -21,3 +22,23 @@ def written_whole(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_into(source: Path, target: Path, is_stale: Callable[[str], bool]) -> None:
+    """Moves what is in one folder into another, and removes files that an earlier writer left there.
+
+    Folders (a tokenizer's chat templates) take the place of those of the same name.
+
+    Args:
+        source: on the same file system.
+        target: is there already.
+        is_stale: of which names files go that `source` did not have.
+    """
+    names = {path.name for path in source.iterdir()}
+    for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        os.replace(source / name, target / name)
+    for path in target.iterdir():
+        if path.name not in names and is_stale(path.name):
+            path.unlink()

@@ -51,3 +51,8 @@ def _console() -> Console:
     if not console.is_terminal:
         console.width = max(_FILE_WIDTH, console.width)
     return console
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

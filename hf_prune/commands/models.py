@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..errors import PruningError
+from .console import first_line
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 # What each means to transformers.
@@ -108,11 +109,6 @@ def model_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
         raise PruningError(f"No {model_class.__name__} can be built from this config: {first_line(error)}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +116,7 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PruningError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise PruningError(f"device={name!r} cannot be used here: {first_line(error)}") from error
     return device
 
 

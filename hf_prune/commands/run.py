@@ -10,7 +10,7 @@ from ..api import prune_model
 from ..errors import PruningError
 from ..report.result import PruningResult, check_format
 from .arguments import UNFINISHED, PruningArguments, RunArguments
-from .console import note
+from .console import first_line, note
 from .inputs import Request, load_inputs
 
 
@@ -66,5 +66,5 @@ def _upload(result: PruningResult, arguments: RunArguments, saving: dict[str, An
         # Which HTTP library the Hub's client raises the errors of differs between its versions.
         raise PruningError(
             f"The pruned model is in {arguments.output_dir}, but it could not be uploaded to {repository}:"
-            f" {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f" {first_line(error)}"
         ) from error

@@ -9,6 +9,7 @@ from datasets import Dataset, load_dataset
 
 from ..errors import PruningError
 from .arguments import DataArguments
+from .console import first_line
 from .files import read_rows
 
 # GLUE's MNLI has no split called "validation".
@@ -48,7 +49,7 @@ def _load_splits(name: str, config_name: str | None) -> Mapping[str, Dataset]:
     except (OSError, ValueError, RuntimeError) as error:
         where = name if config_name is None else f"{name} ({config_name})"
         raise PruningError(
-            f"The data set {where} could not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"The data set {where} could not be loaded: {type(error).__name__}: {first_line(error)}"
             " Check the name and the connection, or pass --train_file."
         ) from error
 

@@ -80,7 +80,7 @@ class WeightMasks(MatrixMasks):
         """Removes and brings back weights, so that these masks hold.
 
         Args:
-            masks: one bool tensor per matrix, of its values' shape.
+            masks: one bool tensor per matrix, of its values' shape; they are kept, not copied.
 
         Raises:
             PruningError: their number, a shape or a type does not fit.
@@ -92,7 +92,7 @@ class WeightMasks(MatrixMasks):
                 raw = self._removed[index] = values.clone()
             else:  # in place: a new matrix at every update would leave holes between a training's activations
                 torch.where(self.masks[index], values, raw, out=raw)
-            self._masks[index] = mask.to(values.device, copy=True)  # the caller's own may change
+            self._masks[index] = mask.to(values.device)
             values.copy_(raw).mul_(self.masks[index])
         self._removed_count = super().removed_count
 
@@ -237,7 +237,7 @@ def add_weight_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Wei
     matrices = [known[name] for name in masks]
     check_masks(matrices, list(masks.values()))
     chosen = WeightMasks(matrices)
-    chosen.set(list(masks.values()))
+    chosen.set([mask.clone() for mask in masks.values()])  # the caller's own may change
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -192,6 +193,9 @@ def chosen_metric(metrics: Mapping[str, float], name: str | None = None) -> tupl
     return name, not name.endswith("loss")
 
 
+_RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")
+
+
 def _ranges_of(units: Sequence[int]) -> str:
     """Ascending numbers as ranges, "0-5,8"."""
     there = set(units)
@@ -204,13 +208,9 @@ def _units_in(ranges: str) -> tuple[int, ...]:
     """The inverse of `_ranges_of`."""
     units: list[int] = []
     for part in ranges.split(",") if ranges else []:
-        first, dash, last = part.partition("-")
-        numbers = [
-            int(text)
-            for text in (first, last if dash else first)
-            if text.isascii() and text.isdigit() and len(text) < 8
-        ]
-        if len(numbers) < 2 or not (units[-1] if units else -1) < numbers[0] <= numbers[1] < MOST_UNITS:
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not (units[-1] if units else -1) < first <= last < MOST_UNITS:
             raise PruningError(f"{part[:40]!r} is no range of ascending numbers of units below {MOST_UNITS:,}.")
-        units += range(numbers[0], numbers[1] + 1)
+        units += range(first, last + 1)
     return tuple(units)

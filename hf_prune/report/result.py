@@ -27,6 +27,7 @@ from ..surgery.bitmask import is_packed
 from ..surgery.bitmask_checkpoints import WEIGHT_PATTERNS, is_weight_file
 from ..surgery.mask_plan import MASKS_FILE, MaskPlan
 from ..surgery.plan import PLAN_FILE
+from ..whole_files import move_into
 from .card import pruned_model_card
 from .curve import TradeOffCurve
 from .report import PruningReport
@@ -220,7 +221,7 @@ def _complete_or_nothing(target: Path) -> Iterator[Path]:
         yield temporary
         _open_up(temporary)
         if target.exists():
-            _move_into(temporary, target)
+            move_into(temporary, target, _is_stale)
         else:
             os.replace(temporary, target)
     finally:
@@ -236,17 +237,9 @@ def _open_up(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _move_into(source: Path, target: Path) -> None:
-    """Moves files into an existing folder and removes weights and side files that an earlier model left there.
+def _is_stale(name: str) -> bool:
+    """Whether a file is an earlier model's, where the new one has none of this name.
 
     An old `model.safetensors` beside new shards would be the one that is loaded; heads' plan says nothing of masks.
-    Folders (a tokenizer's chat templates) take the place of those of the same name.
     """
-    names = {file.name for file in source.iterdir()}
-    for name in names:
-        if (target / name).is_dir():
-            shutil.rmtree(target / name)
-        os.replace(source / name, target / name)
-    for file in target.iterdir():
-        if file.name not in names and (file.name in _SIDE_FILES or is_weight_file(file.name)):
-            file.unlink()
+    return name in _SIDE_FILES or is_weight_file(name)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
-from ..calibration import Batch, decoder_tokens, example_count, valid_tokens, without_labels
+from ..calibration import Batch, example_count, predicted_tokens, without_labels
 from ..errors import PruningError
 from ..offloading import device_of
 from ..rows import IGNORED
@@ -246,4 +246,4 @@ def _label_positions(model: PreTrainedModel, batch: Batch) -> torch.Tensor | Non
     own = batch.get("labels")
     if isinstance(own, torch.Tensor):
         return own != IGNORED
-    return decoder_tokens(batch) if getattr(model.config, "is_encoder_decoder", False) else valid_tokens(batch)
+    return predicted_tokens(model, batch)

@@ -102,23 +102,23 @@ class MovementScores(WeightScores):
     def learn(self, masks: MatrixMasks, rate: float, penalty: float) -> None:
         """One step of the scores' optimizer."""
         self._complete_gradients()
-        if self.scaler is not None and not math.isfinite(self._norm()):
-            logger.warning("Gradients of scores overflowed in float16: this step leaves scores as they are.")
-            self._optimizer.zero_grad()
-            return
         if penalty:
             self._add_penalty(penalty)
-        if self._max_norm is not None:
-            self._clip(self._max_norm)
+        if self.scaler is not None or self._max_norm is not None:
+            norm = self._norm()
+            if self.scaler is not None and not math.isfinite(norm):
+                logger.warning("Gradients of scores overflowed in float16: this step leaves scores as they are.")
+                self._optimizer.zero_grad()
+                return
+            if self._max_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self._scores, self._max_norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * rate
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def _clip(self, max_norm: float) -> None:
-        torch.nn.utils.clip_grads_with_norm_(self._scores, max_norm, self._norm())
-
     def _norm(self) -> torch.Tensor:
+        """Of the gradients of all scores together, on all processes."""
         norm = torch.nn.utils.get_total_norm([score.grad for score in self._scores if score.grad is not None])
         return self._shards.add_up(norm.square()).sqrt() if self._shards.several else norm
 

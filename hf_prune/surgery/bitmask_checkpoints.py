@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import PruningError
+from ..whole_files import move_into
 from .bitmask import is_packed, packed, unpacked
 
 # The names under which transformers looks for a model's weights, as the shell writes patterns.
@@ -72,12 +73,7 @@ def save_bitmask(model: PreTrainedModel, folder: str | os.PathLike[str], **kwarg
     with tempfile.TemporaryDirectory(prefix=".dense-", dir=folder) as temporary:
         model.save_pretrained(temporary, **kwargs)
         _pack_files(Path(temporary))
-        names = {file.name for file in Path(temporary).iterdir()}
-        for name in names:
-            os.replace(Path(temporary) / name, folder / name)
-        for file in folder.iterdir():  # an old `model.safetensors` would be read in place of new shards
-            if file.name not in names and is_weight_file(file.name):
-                file.unlink()
+        move_into(Path(temporary), folder, is_weight_file)  # an old one would be read in place of new shards
 
 
 def _pack_files(folder: Path) -> None:

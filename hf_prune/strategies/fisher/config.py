@@ -132,11 +132,10 @@ class FisherPruningConfig(MetricBudgetConfig):
             )
 
     def _check_mask_tuning(self) -> None:
-        given = [f"{name}={value!r}" for name, value in (("solver", self.solver), ("damp", self.damp))]
         if self.recovery != "mask_tuning" and (self.solver, self.damp) != ("direct", 1.0):
             raise PruningError(
-                f"{' and '.join(given)} are of mask tuning, and recovery={self.recovery!r} is not: use"
-                " recovery='mask_tuning', or leave them out."
+                f"solver={self.solver!r} and damp={self.damp!r} are of mask tuning, and recovery={self.recovery!r} is"
+                " not: use recovery='mask_tuning', or leave them out."
             )
 
     def _check_groups(self) -> None:

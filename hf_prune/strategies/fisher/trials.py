@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...anatomy import ModelAnatomy, UndoLog
 from ...anatomy.layer_calls import run_model
-from ...calibration import Batch, CalibrationData, decoder_tokens, valid_tokens, without_labels
+from ...calibration import Batch, CalibrationData, predicted_tokens, without_labels
 from ...errors import PruningError
 from ...recovery import distillation_loss
 from ...scores import evaluating
@@ -68,12 +68,12 @@ def _distance(model: PreTrainedModel, log: UndoLog, batch: Batch) -> torch.Tenso
     log.swap()
     dense = _predictions(model, batch)
     log.swap()
-    of_decoder = getattr(model.config, "is_encoder_decoder", False)
-    valid = decoder_tokens(batch) if of_decoder else valid_tokens(batch)
+    valid = predicted_tokens(model, batch)
     parts = []
     for name, wanted in dense.items():
-        fits = valid is not None and valid.shape == wanted.shape[:-1] and wanted.dim() > 2
-        mask = valid.to(wanted.device) if valid is not None and fits else None
+        mask = None
+        if valid is not None and wanted.dim() > 2 and valid.shape == wanted.shape[:-1]:
+            mask = valid.to(wanted.device)
         parts.append(distillation_loss(cut[name], wanted, 1.0, mask))
     return torch.stack(parts).sum()
 

@@ -94,8 +94,9 @@ def layer_influences(model: PreTrainedModel, anatomy: ModelAnatomy, data: Calibr
         data.agree(lambda: _add_influences(model, anatomy, data, sums))
     totals = data.sum(sums).cpu()
     means = totals[:, 0] / totals[:, 1].clamp_min(1)
-    if not means.isfinite().all():
-        wrong = anatomy.layers[int(means.isfinite().logical_not().nonzero()[0])]
+    unknown = (~means.isfinite()).nonzero().flatten().tolist()
+    if unknown:
+        wrong = anatomy.layers[unknown[0]]
         raise PruningError(
             f"The hidden states of {wrong} are not finite on the calibration data, so its influence is unknown. Look"
             " for overflow in half precision: load the model with dtype=torch.bfloat16 or float32."
