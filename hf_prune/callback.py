@@ -118,6 +118,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             prepare_levels(self._pruner, args)
         except BaseException:
             self._drop(resumed=state.global_step > 0)
+            self._thaw()
             raise
         self._met = self._pruner.reached
         # The state file of a run without this callback has no place for it.
@@ -171,6 +172,9 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
         self.result = self._pruner.finish()
         self._pruner = None
+        self._thaw()
+
+    def _thaw(self) -> None:
         if self._unfreeze is not None:
             self._unfreeze()
             self._unfreeze = None

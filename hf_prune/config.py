@@ -89,12 +89,18 @@ class PruningConfig(PushToHubMixin):
         return {"strategy": self.strategy, **asdict(self)}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes `pruning_config.json` into a directory; with `push_to_hub=True` also to the Hub (`repo_id=`)."""
+        """Writes `pruning_config.json` into a directory.
+
+        Args:
+            save_directory: is made if it is not there.
+            kwargs: with `push_to_hub=True` it goes to the Hub, too: `repo_id=` (default: the directory's name) and
+                what else `push_to_hub` takes, `private=` for instance.
+        """
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         (Path(save_directory) / CONFIG_NAME).write_text(text, encoding="utf8")
-        if kwargs.get("push_to_hub"):
-            self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, token=kwargs.get("token"))
+        if kwargs.pop("push_to_hub", False):
+            self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_kwargs: Any) -> Self:
@@ -306,7 +312,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _read(name_or_path: str | os.PathLike[str], hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    path = Path(name_or_path) / CONFIG_NAME
+    path = Path(name_or_path) / (hub_kwargs.get("subfolder") or "") / CONFIG_NAME
     if not Path(name_or_path).is_dir():
         path = Path(hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs))
     if not path.is_file():

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from .config import StructuredPruningConfig
-from .errors import PruningError
-from .setting_checks import check_not_negative
+from .setting_checks import check_not_negative, check_unused
 
 
 @dataclass
@@ -35,8 +34,8 @@ class MetricBudgetConfig(StructuredPruningConfig):
         super().__post_init__()
         if self.max_metric_drop is not None:
             check_not_negative(self, "max_metric_drop")
-        elif self.metric is not None:
-            raise PruningError(f"metric={self.metric!r} says nothing without max_metric_drop=.")
+        else:
+            check_unused(self, "without max_metric_drop=", "metric")
 
     def with_flops(self, fraction: float) -> Self:
         """The same with a budget of FLOPs instead of the metric's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from .errors import PruningError
@@ -67,6 +68,21 @@ def check_choices(settings: Any, /, **choices: Collection[str | None]) -> None:
         value = getattr(settings, name)
         if value not in tuple(allowed):
             raise PruningError(f"{name}={value!r} is unknown; use one of {', '.join(filter(None, allowed))}.")
+
+
+def check_unused(settings: Any, where: str, *names: str) -> None:
+    """Raises a PruningError where one of the named settings is not at its default, although it would change nothing.
+
+    Args:
+        settings: a dataclass.
+        where: what makes it so, and what to do instead, in the words of the message.
+        names: of settings.
+    """
+    defaults = {item.name: item.default for item in fields(settings)}
+    for name in names:
+        value = getattr(settings, name)
+        if value != defaults[name]:
+            raise PruningError(f"{name}={value!r} says nothing {where}.")
 
 
 def is_number(value: Any) -> bool:

@@ -40,7 +40,11 @@ def prepare_levels(pruner: TrainingPruner, args: TrainingArguments) -> None:
 
 def reach_level(pruner: TrainingPruner, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
     """After a step: has a level that has been reached evaluated, or records it at once if nothing is."""
-    if isinstance(pruner, LevelsPruner) and pruner.level_due:
+    if not isinstance(pruner, LevelsPruner):
+        return
+    if pruner.step >= pruner.steps:
+        pruner.level_due = True  # no step has said so where mixed precision gave up the last one
+    if pruner.level_due:
         if args.eval_strategy == "no":
             _record(pruner, state, {})
         else:

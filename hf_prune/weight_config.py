@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from .config import PruningConfig
 from .errors import PruningError
-from .setting_checks import check_choices, check_counts, check_not_negative, check_sparsity
+from .setting_checks import check_choices, check_counts, check_not_negative, check_sparsity, check_unused
 
 SCOPES = ("matrix", "global")
 AFTERWARDS = ("keep_masked", "delete")
@@ -89,8 +89,14 @@ class WeightPruningConfig(ScheduledPruningConfig):
         check_choices(self, scope=SCOPES, after=AFTERWARDS)
         if self.pattern is not None and self.scope != "matrix":
             raise PruningError(f"pattern={self.pattern!r} fixes what every row keeps; scope must be 'matrix'.")
-        if not self.prunes_weights and self.after == "delete":
-            raise PruningError("after='delete' is for single weights: use it with sparsity= or pattern=.")
+        if not self.prunes_weights:
+            where = "of heads and filters, it is for single weights: use it with sparsity= or pattern=, or leave it out"
+            check_unused(self, where, "initial_sparsity", "scope", "after")
+        elif self.sparsity is not None and self.initial_sparsity > self.sparsity:
+            raise PruningError(
+                f"initial_sparsity={self.initial_sparsity} must not be above sparsity={self.sparsity}: removed weights"
+                " do not come back along the schedule."
+            )
 
     def _take_pattern(self) -> None:
         """Checks the pattern and makes it the sparsity."""

@@ -87,7 +87,7 @@ def test_settings_out_of_range(setting: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize("recovery", ["weights", "none"])
 @pytest.mark.parametrize("setting", [{"solver": "lsmr"}, {"damp": 0.5}])
 def test_settings_of_mask_tuning_say_nothing_elsewhere(recovery: str, setting: dict[str, Any]) -> None:
-    with pytest.raises(PruningError, match=f"of mask tuning, and recovery='{recovery}' is not"):
+    with pytest.raises(PruningError, match=f"says nothing with recovery='{recovery}', it is of mask tuning"):
         FisherPruningConfig(flops=0.5, recovery=recovery, **setting)
     FisherPruningConfig(flops=0.5, recovery="mask_tuning", **setting)
 
@@ -169,7 +169,7 @@ class TestRegistry:
 
 
 class TestFiles:
-    SETTINGS: ClassVar[dict[str, Any]] = {"params": 0.3, "recovery": "none", "target_modules": ["attention"]}
+    SETTINGS: ClassVar[dict[str, Any]] = {"params": 0.3, "recovery": "mask_tuning", "target_modules": ["attention"]}
 
     def test_written_and_read_back(self, tmp_path: Path) -> None:
         config = FisherPruningConfig(**self.SETTINGS, refit_examples=None)
@@ -215,7 +215,13 @@ class TestFiles:
         assert AutoPruningConfig.from_pretrained("someone/small", revision="v1") == config
         assert asked == [("someone/small", "pruning_config.json", {"revision": "v1"})]
 
-    def test_pushed_to_a_repository(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_from_a_subfolder(self, tmp_path: Path) -> None:
+        config = FisherPruningConfig(**self.SETTINGS)
+        config.save_pretrained(tmp_path / "inner")
+        assert AutoPruningConfig.from_pretrained(tmp_path, subfolder="inner") == config
+
+    @pytest.mark.parametrize("saved", [False, True], ids=["pushed", "saved"])
+    def test_pushed_to_a_repository(self, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         uploaded: dict[str, bytes] = {}
 
         class Api:
@@ -225,6 +231,7 @@ class TestFiles:
 
             def create_commit(self, repo_id: str, operations: list[Any], **options: Any) -> str:
                 assert repo_id == "me/small"
+                assert options["create_pr"] is True
                 for operation in operations:
                     uploaded[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
                 return "the commit"
@@ -236,7 +243,10 @@ class TestFiles:
         monkeypatch.setattr(hub, "hf_api", Api)
         monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *arguments, **options: Card())
         config = FisherPruningConfig(**self.SETTINGS)
-        assert config.push_to_hub("small", private=True) == "the commit"
+        if saved:
+            config.save_pretrained(tmp_path / "small", push_to_hub=True, private=True, create_pr=True)
+        else:
+            assert config.push_to_hub("small", private=True, create_pr=True) == "the commit"
         assert AutoPruningConfig.from_dict(json.loads(uploaded["pruning_config.json"])) == config
 
 

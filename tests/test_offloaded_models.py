@@ -80,6 +80,16 @@ def test_same_as_in_memory(case: Head, tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in (tmp_path / "dense").iterdir()} == files
 
 
+def test_zeros_are_counted_where_weights_are_read(tmp_path: Path) -> None:
+    """A model whose single weights were pruned before says after a cut how many of what is left are zero."""
+    model = prune_model(main_head("bert").model(), MagnitudePruningConfig(sparsity=0.5)).model
+    offloaded = on_disk(model, tmp_path)
+    for one in (model, offloaded):
+        prune_model(one, QUICK, batches(model, 1))
+    assert 0 < model.config.pruning["weights"]["removed"] < model.config.pruning["weights"]["of"]
+    assert offloaded.config.pruning["weights"] == model.config.pruning["weights"]
+
+
 @pytest.mark.parametrize("case", OTHERS, ids=str)
 def test_steps_of_other_families(case: Head, tmp_path: Path) -> None:
     """Gradients, repairs of blocks of every size, the cut, and taking it back."""

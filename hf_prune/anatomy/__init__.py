@@ -6,7 +6,7 @@ from .cut_together import cut_layer, cut_model, groups_of
 from .describe import describe_model, read_blocks
 from .families import FAMILIES, supported_model_types
 from .layouts import AttentionLayout, ExpertsLayout, Family, FeedForwardLayout, Tap
-from .matrices import WeightMatrix, all_matrices, choose_matrices, inner_model
+from .matrices import WeightMatrix, all_matrices, choose_matrices, default_matrices, inner_model
 from .matrix_names import MatrixName, matrix_name
 from .position_tables import give_own_tables
 from .projections import Part, Projection, linear_at, oriented, parameter_of, stored, weight_of
@@ -31,6 +31,7 @@ __all__ = [
     "cut_block",
     "cut_layer",
     "cut_model",
+    "default_matrices",
     "describe_model",
     "give_own_tables",
     "groups_of",

@@ -97,7 +97,7 @@ def choose_matrices(
     """
     put_shards_back(model)
     matrices = all_matrices(model)
-    wanted = choose([matrix.module for matrix in matrices], list(_default(model, matrices, only_layers)))
+    wanted = choose([matrix.module for matrix in matrices], list(_default_modules(model, matrices, only_layers)))
     chosen = [matrix for matrix in matrices if matrix.module in wanted]
     if not chosen:
         raise PruningError(
@@ -109,12 +109,19 @@ def choose_matrices(
     return chosen
 
 
+def default_matrices(model: nn.Module) -> list[WeightMatrix]:
+    """The matrices that are pruned by default, with or without values (see `offloading`); maybe none."""
+    matrices = all_matrices(model)
+    wanted = set(_default_modules(model, matrices, only_layers=False))
+    return [matrix for matrix in matrices if matrix.module in wanted]
+
+
 def inner_model(model: Any) -> PreTrainedModel:
     """The Transformers model, without a PEFT model's wrappers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _default(model: nn.Module, matrices: list[WeightMatrix], only_layers: bool) -> Iterator[str]:
+def _default_modules(model: nn.Module, matrices: list[WeightMatrix], only_layers: bool) -> Iterator[str]:
     base = _base_model(model)
     inside = {id(parameter) for parameter in base.parameters()}
     words = {id(module.weight) for module in _word_embeddings(base)}

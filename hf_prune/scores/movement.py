@@ -32,6 +32,10 @@ class MovementScores(WeightScores):
         max_norm: their gradients are clipped to this norm together; None for no clipping.
         frozen: the weights do not learn and their own gradients are not kept.
         scores: tensors to learn in, one per matrix in float32, instead of new ones.
+
+    Attributes:
+        scaler: the gradient scaler of mixed precision in float16, or None.
+        overflowed: whether the last step left scores as they were, because the scaler's factor is too large for them.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class MovementScores(WeightScores):
         self._optimizer = torch.optim.AdamW(self._scores, lr=learning_rate, weight_decay=0.0)
         self._masks: MatrixMasks | None = None
         self.scaler: Any = None
+        self.overflowed = False
 
     def attach(self, masks: MatrixMasks) -> None:
         """Names the masks whose gradients are watched."""
@@ -106,7 +111,8 @@ class MovementScores(WeightScores):
             self._add_penalty(penalty)
         if self.scaler is not None or self._max_norm is not None:
             norm = self._norm()
-            if self.scaler is not None and not math.isfinite(norm):
+            self.overflowed = self.scaler is not None and not math.isfinite(norm)
+            if self.overflowed:
                 logger.warning("Gradients of scores overflowed in float16: this step leaves scores as they are.")
                 self._optimizer.zero_grad()
                 return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import PruningError
@@ -44,12 +44,21 @@ class MaskPlan:
         path = Path(folder) / MASKS_FILE
         if not path.is_file():
             raise PruningError(f"{folder} holds no {MASKS_FILE}.")
-        with safe_open(path, "pt") as file:
-            shapes = json.loads((file.metadata() or {}).get("shapes", "{}"))
-            names = list(file.keys())
-            if set(names) != set(shapes) or not all(_is_shape(shape) for shape in shapes.values()):
-                raise PruningError(f"{path}: the masks' shapes are missing or damaged.")
-            return cls({name: unpack_mask(file.get_tensor(name), shapes[name], name) for name in names})
+        try:
+            with safe_open(path, "pt") as file:
+                shapes = json.loads((file.metadata() or {}).get("shapes", "{}"))
+                names = list(file.keys())
+                if (
+                    not isinstance(shapes, dict)
+                    or shapes.keys() != set(names)
+                    or not all(_is_shape(shape) for shape in shapes.values())
+                ):
+                    raise PruningError(f"{path}: the masks' shapes are missing or damaged.")
+                return cls({name: unpack_mask(file.get_tensor(name), shapes[name], name) for name in names})
+        except PruningError:
+            raise
+        except (SafetensorError, ValueError) as error:
+            raise PruningError(f"{path} is damaged: {error}") from error
 
 
 def _is_shape(shape: object) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..anatomy import choose_matrices
+from ..anatomy import default_matrices
 from ..gates import MatrixMasks
+from ..offloading import named_tensors
 from .metadata import KEY, pruning_of, pruning_or_new
 
 WEIGHTS = "weights"
@@ -30,8 +31,11 @@ def write_weight_metadata(config: PreTrainedConfig, strategy: Mapping[str, Any],
 
 def count_zeros(model: PreTrainedModel) -> dict[str, int]:
     """How many single weights are zero in the matrices that are pruned by default, as metadata says it."""
-    parameters = [matrix.parameter for matrix in choose_matrices(model, lambda names, default: set(default))]
-    return _entry(sum(parameter.numel() - int(parameter.count_nonzero()) for parameter in parameters), parameters)
+    matrices = default_matrices(model)
+    names = {matrix.name for matrix in matrices}
+    values = (tensor for name, tensor in named_tensors(model) if name in names)  # one at a time, where they are read
+    removed = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in values)
+    return _entry(removed, [matrix.parameter for matrix in matrices])
 
 
 def _entry(removed: int, matrices: Sequence[torch.Tensor]) -> dict[str, int]:

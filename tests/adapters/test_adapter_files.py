@@ -41,7 +41,7 @@ class TestSaving:
         data = json.loads((saved[0] / "adapter_config.json").read_text())
         assert data["peft_type"] == "STATIC_MASK"
         assert data["sparsity"] == 0.7
-        assert len(data["base_fingerprint"]) == 64
+        assert [len(digest) for digest in data["base_fingerprint"].split("-")] == [64, 64]
         assert "check_base" not in data
         assert isinstance(PeftConfig.from_pretrained(saved[0]), StaticMaskConfig)
 
@@ -117,9 +117,18 @@ class TestRefusals:
             base.classifier.weight.add_(1)
         assert torch.equal(logits(PeftModel.from_pretrained(base, saved[0])), saved[1])
 
-    def test_half_precision_is_the_same_base(self, saved: tuple[Path, torch.Tensor]) -> None:
-        model = PeftModel.from_pretrained(bert().bfloat16(), saved[0])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_the_same_base(self, saved: tuple[Path, torch.Tensor], dtype: torch.dtype) -> None:
+        model = PeftModel.from_pretrained(bert().to(dtype), saved[0])
         assert torch.allclose(logits(model).float(), saved[1], atol=0.3)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_made_in_half_precision(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        masked(bert().to(dtype)).save_pretrained(tmp_path)
+        for now in (dtype, torch.float32):
+            PeftModel.from_pretrained(bert().to(now), tmp_path)
+        with pytest.raises(PruningError, match="made for other weights"):
+            PeftModel.from_pretrained(bert(seed=1).to(dtype), tmp_path)
 
     @pytest.mark.parametrize(
         ("damage", "message"),

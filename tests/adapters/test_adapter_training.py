@@ -166,6 +166,19 @@ class TestTrainerFeatures:
         trainer_of(again, tmp_path, PruningCallback()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
         assert_same(weights(again), weights(whole))
 
+    def test_a_resume_that_fails_leaves_a_trained_mask(self, tmp_path: Path) -> None:
+        checkpoint = tmp_path / "checkpoint-3"
+        model = trained(tmp_path, save_strategy="steps", save_steps=3)
+        next(checkpoint.glob("pruning_state.*")).unlink()
+        with pytest.raises(PruningError, match="is missing"):  # the Trainer has loaded the checkpoint's masks by then
+            trainer_of(model, tmp_path / "again", PruningCallback()).train(resume_from_checkpoint=str(checkpoint))
+        with pytest.raises(PruningError, match=r"holds no pruning_state"):
+            resume_pruning(model, model.static_mask_pruning_config(), 6, checkpoint)
+        stored = AdapterMasks(PeftModel.from_pretrained(bert(), checkpoint).get_base_model(), "default").masks
+        own = AdapterMasks(model.get_base_model(), "default").masks
+        assert not all(mask.all() for mask in own)
+        assert all(torch.equal(*pair) for pair in zip(own, stored, strict=True))
+
     def test_best_checkpoint_at_the_end(self, tmp_path: Path) -> None:
         model, callback = masked(), PruningCallback()
         trainer = trainer_of(

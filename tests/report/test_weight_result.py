@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_prune import MagnitudePruningConfig, PruningError, PruningResult, RandomPruningConfig, prune_model
 from hf_prune.report import WeightReport, report_from_dict
@@ -50,6 +52,21 @@ def test_what_is_written(result: PruningResult, form: str, tmp_path: Path) -> No
     card = (tmp_path / "README.md").read_text()
     assert ("import hf_prune" in card) == (form == "bitmask")
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\0\0\0\0\0\0\0[1, 2]  "], ids=["empty", "no header"])
+def test_damaged_masks_are_refused(result: PruningResult, damage: bytes, tmp_path: Path) -> None:
+    result.save_pretrained(tmp_path)
+    (tmp_path / "pruning_masks.safetensors").write_bytes(damage)
+    with pytest.raises(PruningError, match=r"pruning_masks\.safetensors is damaged"):
+        MaskPlan.load(tmp_path)
+
+
+@pytest.mark.parametrize("shapes", ["[1]", "{", '{"a": [-1]}', '{"a": [4, 4]}', '{"b": [8]}'])
+def test_shapes_of_masks_are_checked(shapes: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1, dtype=torch.uint8)}, tmp_path / "pruning_masks.safetensors", {"shapes": shapes})
+    with pytest.raises(PruningError, match=r"damaged|takes 2 bytes, got"):
+        MaskPlan.load(tmp_path)
 
 
 def test_shards_are_packed_too(result: PruningResult, tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def saved(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 class TestTraining:
+    def test_float16_leaves_nothing_to_its_scaler(self, tokenizer: str) -> None:
+        model = worded_bert()
+        pruner = start_pruning(model, config(tokenizer), 4)
+        pruner.take_scaler(torch.amp.GradScaler("cpu", enabled=False))
+        with pytest.raises(PruningError, match=r"float16's gradient scaler finds no gradients. Train with bf16=True"):
+            pruner.take_scaler(torch.amp.GradScaler("cpu"))
+        pruner.abandon()
+
     def test_the_head_is_still_and_masks_learn(self, tokenizer: str, tmp_path: Path) -> None:
         model = worded_bert()
         before = weights(model)

@@ -12,9 +12,11 @@ from hf_prune.budget import kept_count
 from hf_prune.scores import cubic_sparsity
 from hf_prune.strategies.static_mask import StaticPruner
 from hf_prune.strategies.static_mask.rule import masks_by_kind
+from tests.failing import Failing
 from tests.strategies.straight_through import learnt_scores
 from tests.training.runs import (
     BERT,
+    STEPS,
     arguments,
     assert_close,
     assert_same,
@@ -244,6 +246,42 @@ class TestTrainerFeatures:
         trainer = trainer_of(again, tmp_path / "whole", PruningCallback(config))
         trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
         assert_same(weights(again), weights(whole))
+
+    def test_the_gradient_scaler_gets_to_know_of_overflow_in_frozen_weights(self) -> None:
+        model = bert()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        pruner = start_pruning(model, STATIC, STEPS + 1)  # the last step of a training has a rate of 0
+        pruner.take_scaler(scaler)
+        pruner.follow(optimizer)
+        query = model.bert.encoder.layer[1].attention.self.query
+        scales = []
+        for step in range(STEPS):
+            before = [score.clone() for score in pruner.scores.scores(pruner.masks)]
+            factor = torch.inf if step == 2 else 1.0
+            overflow = query.register_full_backward_hook(lambda _, inputs, __, factor=factor: (inputs[0] * factor,))
+            scaler.scale(model(**BERT.batch(step)).loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            overflow.remove()
+            scales.append(scaler.get_scale())
+            after = pruner.scores.scores(pruner.masks)
+            assert all(score.isfinite().all() for score in after)
+            assert all(torch.equal(*pair) for pair in zip(before, after, strict=True)) == (step == 2)
+        assert scales == [8.0, 8.0, 4.0, 4.0, 4.0, 4.0]
+        pruner.abandon()
+
+    def test_failed_beginning_of_a_training_leaves_nothing_frozen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = bert()
+        trainer = trainer_of(model, tmp_path, PruningCallback(STATIC))
+        monkeypatch.setattr(StaticPruner, "begin", Failing(StaticPruner.begin, 0, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert is_clean(model)
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
     def test_failed_training_leaves_the_model_as_it_was(self) -> None:
         model = bert()

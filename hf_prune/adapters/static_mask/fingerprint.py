@@ -13,16 +13,23 @@ _SAMPLE = 1 << 18
 
 
 def fingerprint(matrices: Sequence[WeightMatrix]) -> str:
-    """The SHA-256 of the matrices' names, shapes and values, the same on every device.
+    """Two SHA-256 of the matrices' names, shapes and values, the same on every device.
 
-    Values are rounded to bfloat16, so that a model that is loaded in half precision is the same one; of a matrix of
-    more than 2¹⁸ weights every n-th counts, so that a large model is read in a moment. A training changes far more
-    than these leave out.
+    Values are rounded to bfloat16, and for the second one to float16 before, so that a model that is loaded in half
+    precision is the same one (`same_weights`); of a matrix of more than 2¹⁸ weights every n-th counts, so that a large
+    model is read in a moment. A training changes far more than these leave out.
     """
-    digest = hashlib.sha256()
+    digests = {dtype: hashlib.sha256() for dtype in (torch.bfloat16, torch.float16)}
     for matrix in matrices:
         values = matrix.parameter.detach().flatten()
-        sample = values[:: -(-values.numel() // _SAMPLE)].to(torch.bfloat16)
-        digest.update(f"{matrix.name} {tuple(matrix.parameter.shape)}".encode())
-        digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()
+        sample = values[:: -(-values.numel() // _SAMPLE)]
+        for dtype, digest in digests.items():
+            rounded = sample.to(dtype).to(torch.bfloat16)
+            digest.update(f"{matrix.name} {tuple(matrix.parameter.shape)}".encode())
+            digest.update(rounded.view(torch.int16).cpu().numpy().tobytes())
+    return "-".join(digest.hexdigest() for digest in digests.values())
+
+
+def same_weights(found: str, known: str) -> bool:
+    """Whether two fingerprints are of the same weights, as far as the precisions that they were loaded in tell."""
+    return any(one == other for one, other in zip(found.split("-"), known.split("-"), strict=False))

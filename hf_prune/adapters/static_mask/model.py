@@ -18,7 +18,7 @@ from ...strategies.static_mask import StaticPruningConfig
 from ...surgery.own_configs import give_own_configs
 from ...surgery.weight_metadata import write_weight_metadata
 from .config import StaticMaskConfig
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, same_weights
 from .heads import adapter_head, head_of, switch_in, switch_off
 from .layer import PREFIX, StaticMaskLayer
 from .masks import AdapterMasks
@@ -51,7 +51,7 @@ class StaticMaskModel(BaseTuner):
         found = fingerprint([WeightMatrix(f"{item.module}.weight", item.module, item.parameter) for item in matrices])
         if peft_config.base_fingerprint is None:
             peft_config.base_fingerprint = found
-        elif peft_config.check_base and peft_config.base_fingerprint != found:
+        elif peft_config.check_base and not same_weights(found, peft_config.base_fingerprint):
             raise PruningError(
                 f"This mask was made for other weights than those of this {type(model).__name__}"
                 f" (base_model_name_or_path={peft_config.base_model_name_or_path!r}): it would remove the wrong ones."

@@ -29,9 +29,11 @@ class AdapterPruner(StaticMaskPruner):
             model, config, steps, masks, ParameterScores(masks.matrices, scores, config.score_learning_rate)
         )
         self._score_count = sum(score.numel() for score in scores)
+        self._begun = False
 
     def begin(self) -> None:
         """Begins with all weights, and scores that know nothing."""
+        self._begun = True
         self.scores.start_anew()
         self.masks.remove(restore=True)
         super().begin()
@@ -47,9 +49,9 @@ class AdapterPruner(StaticMaskPruner):
         """The base model is not pruned; the adapter's config says what the adapter is."""
 
     def abandon(self, *, restore: bool = True) -> None:
-        """Masks that keep everything, or as they are."""
+        """Masks that keep everything, or as they are; where nothing has begun they are an earlier training's."""
         self.let_go()
-        self.masks.remove(restore=restore)
+        self.masks.remove(restore=restore and self._begun)
 
     def finish(self) -> PruningResult:
         """The PEFT model, with the masks in its adapter."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ...errors import PruningError
 from ...metric_budget import MetricBudgetConfig
-from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, is_number
+from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, check_unused, is_number
 
 _CHOICES = {
     "importance": (None, "after_refit", "fisher", "blended", "gradient", "magnitude"),
@@ -109,8 +109,8 @@ class FisherPruningConfig(MetricBudgetConfig):
             raise PruningError(f"rearrange={self.rearrange!r} must be True, False or None.")
         self._check_importance()
         check_not_negative(self, "damp")
-        self._check_mask_tuning()
         check_counts(self, "refit_examples", "group_size")
+        self._check_repair()
         check_flags(self, "iterative")
         self._check_groups()
 
@@ -131,18 +131,18 @@ class FisherPruningConfig(MetricBudgetConfig):
                 " and rearrange at its default, or use importance='fisher'."
             )
 
-    def _check_mask_tuning(self) -> None:
-        if self.recovery != "mask_tuning" and (self.solver, self.damp) != ("direct", 1.0):
-            raise PruningError(
-                f"solver={self.solver!r} and damp={self.damp!r} are of mask tuning, and recovery={self.recovery!r} is"
-                " not: use recovery='mask_tuning', or leave them out."
+    def _check_repair(self) -> None:
+        if self.recovery == "none":
+            check_unused(self, "with recovery='none', which repairs nothing", "refit_examples")
+        if self.recovery != "mask_tuning":
+            where = (
+                f"with recovery={self.recovery!r}, it is of mask tuning: use recovery='mask_tuning', or leave it out"
             )
+            check_unused(self, where, "solver", "damp")
 
     def _check_groups(self) -> None:
         if not self.iterative:
-            given = f"order={self.order!r}" if self.order != "forward" else f"group_size={self.group_size}"
-            if self.group_size is not None or self.order != "forward":
-                raise PruningError(f"{given} says nothing without iterative=True.")
+            check_unused(self, "without iterative=True", "order", "group_size")
             return
         if self.recovery == "none":
             raise PruningError("iterative=True repairs every group: use it with another recovery than 'none'.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...errors import PruningError
-from ...setting_checks import check_not_negative, is_number
+from ...setting_checks import check_not_negative, check_unused, is_number
 from ...weight_config import WeightPruningConfig
 
 
@@ -49,6 +49,11 @@ class MovementPruningConfig(WeightPruningConfig):
         if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold < 1):
             raise PruningError(f"threshold={self.threshold!r} must lie in (0, 1): it is compared with a sigmoid.")
         check_not_negative(self, "regularization", "score_learning_rate")
+        if self.threshold is None:
+            check_unused(self, "without threshold=, which it belongs to", "regularization")
+        else:
+            where = "with threshold=, which compares every score with a number: use it with sparsity="
+            check_unused(self, where, "initial_sparsity", "scope", "pattern")
 
     @property
     def prunes_weights(self) -> bool:

@@ -11,7 +11,14 @@ from ...gates.epsilon import Reduction
 from ...gates.residual_mappings import MappingKind
 from ...gates.spectral_parametrization import FORMS
 from ...scores.activations import UsageRule
-from ...setting_checks import check_choices, check_counts, check_not_negative, check_whole_numbers, is_number
+from ...setting_checks import (
+    check_choices,
+    check_counts,
+    check_not_negative,
+    check_unused,
+    check_whole_numbers,
+    is_number,
+)
 
 # What is pruned as a whole → the kinds of mappings that get gates.
 UNITS: dict[str, tuple[MappingKind, ...]] = {
@@ -140,12 +147,12 @@ class SnipPruningConfig(PruningConfig):
         """Refuses settings that would say nothing, or too much."""
         if self.spectral_norm == 0:
             raise PruningError("spectral_norm=0 would make every weight zero; give a bound above 0, 5 for instance.")
-        if self.spectral_norm is None and self.spectral_form != "clip":
-            raise PruningError(f"spectral_form={self.spectral_form!r} says nothing without spectral_norm=.")
-        if self.metric is not None and self.max_metric_drop is None:
-            raise PruningError(f"metric={self.metric!r} says nothing without max_metric_drop=.")
-        if self.k_feed_forward is not None and "feed_forward" not in UNITS[self.units]:
-            raise PruningError(f"k_feed_forward={self.k_feed_forward} says nothing with units={self.units!r}.")
+        if self.spectral_norm is None:
+            check_unused(self, "without spectral_norm=", "spectral_form")
+        if self.max_metric_drop is None:
+            check_unused(self, "without max_metric_drop=", "metric")
+        if "feed_forward" not in UNITS[self.units]:
+            check_unused(self, f"with units={self.units!r}", "k_feed_forward")
 
     @property
     def goal(self) -> tuple[str, float] | None:

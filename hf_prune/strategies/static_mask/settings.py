@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import PruningError
-from ...setting_checks import check_choices, check_not_negative, check_positive, check_sparsity
+from ...setting_checks import check_choices, check_not_negative, check_positive, check_sparsity, check_unused
 
 MASKINGS = ("local", "score", "global")
 SCHEDULES = {"cubic": 3, "linear": 1}
@@ -107,6 +107,8 @@ def check_static_settings(settings: Any) -> None:
     check_not_negative(settings, "regularization", "score_learning_rate", "magnitude_prior")
     if settings.temperature is not None:
         check_positive(settings, "temperature")
+    if settings.masking != "score":
+        check_unused(settings, f"with masking={settings.masking!r}: use masking='score'", "temperature")
     _check_label_words(settings)
 
 

@@ -24,6 +24,7 @@ class StaticPruner(StaticMaskPruner):
     """
 
     takes_shards = True
+    scores: MovementScores
 
     def __init__(self, model: Any, config: StaticPruningConfig, steps: int) -> None:
         matrices = chosen(model, config, only_layers=True)
@@ -42,6 +43,22 @@ class StaticPruner(StaticMaskPruner):
     def before_step(self) -> None:
         """The optimizer gets no gradient of a frozen weight, so it does not decay it either."""
         self._still.drop_gradients()
+
+    def after_step(self) -> None:
+        """Also lets a gradient scaler lower its factor, which saw no gradient of a frozen weight overflow."""
+        super().after_step()
+        if self.scores.overflowed:
+            for found in self.scores.scaler._found_inf_per_device(self.followed).values():
+                found.fill_(1.0)  # as if the optimizer had had these gradients
+
+    def take_scaler(self, scaler: Any) -> None:
+        """For scores; refused where nothing is left that a scaler could look at."""
+        if scaler is not None and scaler.is_enabled() and self._head is not None:
+            raise PruningError(
+                "With label_words nothing is trained but scores, so float16's gradient scaler finds no gradients. Train"
+                " with bf16=True, or without mixed precision."
+            )
+        super().take_scaler(scaler)
 
     def finish(self) -> PruningResult:
         """A model with zeros, of which everything learns again that did before."""

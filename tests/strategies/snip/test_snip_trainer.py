@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_prune import PruningCallback, PruningError
 from hf_prune.report import TradeOffCurve
@@ -33,6 +33,23 @@ def train_bert(
     trainer = trainer_of(model, folder, callback, trainer_settings=evaluation, **EVALUATING | settings)
     trainer.train()
     return model, trainer
+
+
+class GivesUpTheLastStep(TrainerCallback):
+    """What a gradient scaler does to a fused optimizer."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == STEPS - 1:
+            kwargs["optimizer"].optimizer.found_inf = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_the_last_level_is_recorded_though_its_step_was_given_up(evaluated: bool, tmp_path: Path) -> None:
+    callback = PruningCallback(config(params=0.5))
+    settings = EVALUATING if evaluated else {"max_steps": STEPS}
+    given: dict[str, Any] = {"trainer_settings": {"eval_dataset": rows(4)}} if evaluated else {}
+    trainer_of(bert(), tmp_path, callback, GivesUpTheLastStep(), **given, **settings).train()
+    assert [level.step for level in callback.result.curve.levels] == [4, 8, 12]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5"])

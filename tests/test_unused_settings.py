@@ -1,0 +1,61 @@
+"""Settings that would change nothing are refused, and what they can be used with is named."""
+
+import pytest
+
+from hf_prune import AutoPruningConfig
+from hf_prune.errors import PruningError
+
+UNUSED = [
+    ("magnitude", {"flops": 0.5, "initial_sparsity": 0.2}, "initial_sparsity=0.2 says nothing of heads and filters"),
+    ("magnitude", {"flops": 0.5, "scope": "global"}, "scope='global' says nothing of heads and filters"),
+    ("magnitude", {"params": 0.5, "after": "delete"}, "after='delete' says nothing of heads and filters"),
+    ("magnitude", {"sparsity": 0.5, "round_to": 16}, "round_to=16 says nothing of single weights"),
+    ("magnitude", {"pattern": "2:4", "uniform": True}, "uniform=True says nothing of single weights"),
+    ("magnitude", {"sparsity": 0.5, "sequence_length": 64}, "sequence_length=64 says nothing of single weights"),
+    ("magnitude", {"sparsity": 0.5, "latency_batch_size": 1}, "latency_batch_size=1 says nothing of single weights"),
+    ("movement", {"threshold": 0.1, "initial_sparsity": 0.2}, "initial_sparsity=0.2 says nothing with threshold="),
+    ("movement", {"threshold": 0.1, "scope": "global"}, "scope='global' says nothing with threshold="),
+    ("movement", {"sparsity": 0.5, "regularization": 10.0}, "regularization=10.0 says nothing without threshold="),
+    ("static_mask", {"sparsity": 0.5, "temperature": 2.0}, "temperature=2.0 says nothing with masking='local'"),
+    (
+        "static_mask",
+        {"sparsity": 0.5, "masking": "global", "temperature": 2.0},
+        "temperature=2.0 says nothing with masking='global'",
+    ),
+    (
+        "fisher",
+        {"flops": 0.5, "recovery": "none", "refit_examples": 64},
+        "refit_examples=64 says nothing with recovery='none'",
+    ),
+    ("fisher", {"flops": 0.5, "solver": "lsmr"}, "solver='lsmr' says nothing with recovery='weights'"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "settings", "message"), UNUSED)
+def test_a_setting_that_would_change_nothing_is_refused(strategy, settings, message):
+    with pytest.raises(PruningError) as refused:
+        AutoPruningConfig.for_strategy(strategy, **settings)
+    assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("magnitude", {"sparsity": 0.5, "initial_sparsity": 0.5, "scope": "global", "after": "delete"}),
+        ("magnitude", {"flops": 0.5, "round_to": 16, "uniform": True, "sequence_length": 64}),
+        ("movement", {"threshold": 0.1, "regularization": 10.0}),
+        ("movement", {"sparsity": 0.5, "initial_sparsity": 0.2, "scope": "global"}),
+        ("static_mask", {"sparsity": 0.5, "masking": "score", "temperature": 2.0}),
+        ("fisher", {"flops": 0.5, "recovery": "mask_tuning", "refit_examples": 64, "solver": "lsmr"}),
+    ],
+)
+def test_settings_that_are_used_come_back_from_a_file(strategy, settings, tmp_path):
+    config = AutoPruningConfig.for_strategy(strategy, **settings)
+    config.save_pretrained(tmp_path)
+    assert AutoPruningConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize("strategy", ["magnitude", "movement"])
+def test_a_schedule_does_not_run_downwards(strategy):
+    with pytest.raises(PruningError, match=r"initial_sparsity=0\.7 must not be above sparsity=0\.5"):
+        AutoPruningConfig.for_strategy(strategy, sparsity=0.5, initial_sparsity=0.7)
