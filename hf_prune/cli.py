@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .commands.arguments import DataArguments, RunArguments, SweepArguments
-from .commands.console import note, quiet_output, show, terminal_width
+from .commands.console import note, quiet_output, show, show_json, terminal_width
 from .commands.options import make_config, take, with_options
 from .errors import PruningError
 
@@ -79,7 +78,7 @@ def run(
     config = make_config(arguments.strategy, options, seed=arguments.seed)
     result = prune(Request(model, config, data, arguments))
     if as_json:
-        show(json.dumps({"output_dir": str(arguments.output_dir), "report": result.report.to_dict()}))
+        show_json({"output_dir": str(arguments.output_dir), "report": result.report.to_dict()})
         return
     _show_report(result.report)
     note(f"The pruned model is in {arguments.output_dir}.")
@@ -103,7 +102,7 @@ def sweep(
     config = make_config(arguments.strategy, settings, seed=arguments.seed)
     outcome = run_sweep(Request(model, config, data, arguments))
     if as_json:
-        show(json.dumps({"output_dir": str(arguments.output_dir), **outcome.to_dict()}))
+        show_json({"output_dir": str(arguments.output_dir), **outcome.to_dict()})
         return
     show(outcome.table())
     note(f"The curve is in {arguments.output_dir}.")
@@ -126,7 +125,7 @@ def inspect(
 
     inspection = inspect_checkpoint(model)
     if as_json:
-        show(json.dumps(inspection.to_dict(sequence_length)))
+        show_json(inspection.to_dict(sequence_length))
         return
     if inspection.report is not None:
         _show_report(inspection.report, inspection.mapped, blocks=True)
@@ -160,7 +159,10 @@ def bench(
 
     batches, lengths = numbers(batch_sizes, "batch_sizes"), numbers(sequence_lengths, "sequence_lengths")
     result = bench_models(models, batches, lengths, repeats=repeats, threads=threads, dtype=dtype, device=device)
-    show(json.dumps(result.to_dict()) if as_json else bench_table(result))
+    if as_json:
+        show_json(result.to_dict())
+    else:
+        show(bench_table(result))
 
 
 @app.command()
@@ -170,7 +172,10 @@ def families(as_json: Json = False, debug: Debug = False) -> None:
     from .commands.families import families_table, family_rows
 
     rows = family_rows()
-    show(json.dumps(rows) if as_json else families_table(rows))
+    if as_json:
+        show_json(rows)
+    else:
+        show(families_table(rows))
 
 
 @app.command()
@@ -189,7 +194,7 @@ def demo(
 
     outcome = run_demo(output_dir, note, flops=flops, seed=seed)
     if as_json:
-        show(json.dumps(outcome.to_dict()))
+        show_json(outcome.to_dict())
         return
     _show_report(outcome.result.report)
     note(f"Checkpoint: {outcome.folder.resolve()}")

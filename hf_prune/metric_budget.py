@@ -25,8 +25,8 @@ class MetricBudgetConfig(StructuredPruningConfig):
     metric: str | None = field(
         default=None,
         metadata={
-            "help": "The metric for max_metric_drop; less is better if its name ends in 'loss'. Default: the only one"
-            " beside the loss, or the loss."
+            "help": "The metric for max_metric_drop; less is better of a loss, of perplexity, and of what is named as"
+            " an error (wer, cer, mse, mae, error_rate). Default: the only one beside the loss, or the loss."
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +43,24 @@ def test_failed_save_leaves_no_folder(
     with pytest.raises(error):
         result.save_pretrained(tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_that_write_the_same_folder_at_once(
+    result: PruningResult, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is done just after this one has looked whether there is such a folder."""
+    replace = os.replace
+
+    def too_late(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "small" and not Path(target).exists():
+            shutil.copytree(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(result_module.os, "replace", too_late)
+    result.save_pretrained(tmp_path / "small")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    loaded = BERT.auto_class.from_pretrained(tmp_path / "small")
+    assert difference(run(loaded, batches[0]), run(result.model, batches[0])) == 0
 
 
 def test_failed_save_leaves_an_earlier_one(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -33,6 +35,19 @@ def show(result: RenderableType) -> None:
         (_results.get() or sys.stdout).write(result + "\n")
     else:
         _console().print(result)
+
+
+def show_json(result: Any) -> None:
+    """Writes data on one line to standard output; what is not a finite number is null, which every reader takes."""
+    show(json.dumps(_finite(result), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(text: str, style: str = "") -> None:

@@ -91,7 +91,7 @@ def question_answering(rows: Dataset, how: Preparation) -> Dataset:
     outputs = list(how.encode(*texts, truncation="only_second", return_offsets_mapping=how.labelled))
     if not how.labelled:
         return Dataset.from_dict(_joined(outputs))
-    answers = list(rows["answers"])
+    answers = _answers_of(rows)
     spans: list[tuple[int, int]] = []
     for output in outputs:
         for index, offsets in enumerate(output.pop("offset_mapping")):
@@ -161,6 +161,21 @@ def _first_token_labels(word_ids: list[int | None], tags: list[int]) -> list[int
         IGNORED if word is None or word == previous else tags[word]
         for previous, word in zip(before, word_ids, strict=False)
     ]
+
+
+def _answers_of(rows: Dataset) -> list[dict[str, Any]]:
+    """The answers of every row, `{"text": [...], "answer_start": [...]}` as in SQuAD."""
+    found: list[Any] = list(rows["answers"])
+    for number, answers in enumerate(found, 1):
+        parts = [answers.get(name) for name in ("text", "answer_start")] if isinstance(answers, dict) else []
+        sizes = {len(part) if isinstance(part, list) else None for part in parts}
+        if len(sizes) != 1 or None in sizes:
+            raise PruningError(
+                f"Column 'answers', row {number}: {str(answers)[:80]!r} must be an object as in SQuAD,"
+                " {'text': [...], 'answer_start': [...]}; files of type .csv and .tsv cannot hold one, .json and"
+                " .parquet can."
+            )
+    return found
 
 
 def _answer_tokens(

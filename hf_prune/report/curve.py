@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CURVE_FILE = "pruning_curve.json"
 MOST_UNITS = 2**20  # of a block; a file that speaks of more is damaged
 TIMES = ("runtime", "_per_second", "_time", "epoch")  # how the Trainer's names for what says nothing of quality end
+# Words in names of metrics of which less is better; any name that ends in "loss" is one, too, as for the Trainer.
+_ERRORS = frozenset(("perplexity", "ppl", "wer", "cer", "mer", "ter", "mse", "rmse", "mae", "mape", "error", "errors"))
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class TradeOffCurve:
         return found
 
     def metric(self, name: str | None = None) -> tuple[str, bool]:
-        """A metric of the levels, and whether more of it is better (as for the Trainer: unless it ends in "loss").
+        """A metric of the levels, and whether more of it is better (see `more_is_better`).
 
         Args:
             name: the metric; by default the only one there is beside the loss and the evaluation's speed, or the loss.
@@ -190,7 +192,12 @@ def chosen_metric(metrics: Mapping[str, float], name: str | None = None) -> tupl
         if len(known) > 1:
             raise PruningError(f"The evaluation has the metrics {', '.join(known)}: say which one with metric=.")
         name = known[0] if known else "loss"
-    return name, not name.endswith("loss")
+    return name, more_is_better(name)
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether more of a metric is better, by its name: not of a loss, an error (wer, cer, mse, …) or perplexity."""
+    return not metric.endswith("loss") and _ERRORS.isdisjoint(metric.lower().split("_"))
 
 
 _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")

@@ -220,12 +220,21 @@ def _complete_or_nothing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _open_up(temporary)
-        if target.exists():
-            move_into(temporary, target, _is_stale)
-        else:
-            os.replace(temporary, target)
+        _move_to(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_to(source: Path, target: Path) -> None:
+    """Makes a folder the target, or moves what is in it there; another process may make the target meanwhile."""
+    if not target.exists():
+        try:
+            os.replace(source, target)
+            return
+        except OSError:
+            if not target.is_dir():
+                raise
+    move_into(source, target, _is_stale)
 
 
 def _open_up(folder: Path) -> None:

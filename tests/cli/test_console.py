@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from rich.table import Table
 
-from hf_prune.commands.console import note, quiet_output, show, terminal_width
+from hf_prune.commands.console import note, quiet_output, show, show_json, terminal_width
 
 
 def test_only_what_is_shown_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +33,8 @@ def test_tables_in_a_file_are_wider_than_a_narrow_terminal(
     table.add_row("x" * 100)
     show(table)
     assert "x" * 100 in capsys.readouterr().out
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"loss": math.nan, "best": [math.inf, (-math.inf, 0.5)], "name": "NaN", "of": {"it": 1}})
+    assert capsys.readouterr().out == '{"loss": null, "best": [null, [null, 0.5]], "name": "NaN", "of": {"it": 1}}\n'

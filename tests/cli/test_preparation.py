@@ -100,6 +100,22 @@ def test_answers_are_found_again_in_the_tokens(tokenizer: BertTokenizer) -> None
     assert found == ["small dog", "the", "on", "small dog"]
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        "{'text': ['dog'], 'answer_start': [4]}",
+        {"text": ["dog"]},
+        {"text": ["dog"], "answer_start": [4, 7]},
+        {"text": "dog", "answer_start": 4},
+    ],
+    ids=["of a table", "no place", "more places", "no lists"],
+)
+def test_answers_of_another_form(answers: Any, tokenizer: BertTokenizer) -> None:
+    rows = Dataset.from_dict({"question": ["is it"], "context": ["the dog"], "answers": [answers]})
+    with pytest.raises(PruningError, match=r"'answers', row 1: .* must be an object as in SQuAD"):
+        preparation.question_answering(rows, how(tokenizer))
+
+
 def test_answers_that_are_cut_off_or_absent_are_at_the_first_token(tokenizer: BertTokenizer) -> None:
     context = "the dog " * 10 + "sleeps"
     none: dict[str, list[Any]] = {"text": [], "answer_start": []}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hf_prune.errors import PruningError
 from hf_prune.report import CurveLevel, TradeOffCurve, plot_curves, plot_pruning_map
-from hf_prune.report.curve import CURVE_FILE
+from hf_prune.report.curve import CURVE_FILE, chosen_metric
 from tests.report.test_plots import mesh
 from tests.report.test_study_plots import lines
 
@@ -85,6 +85,18 @@ class TestMetrics:
     def test_one_that_a_level_lacks(self) -> None:
         with pytest.raises(PruningError, match="Level 0 of the curve has no metric 'f1'; it has eval_accuracy, eval_l"):
             curve(0.9, 0.9, 0.9).values("f1")
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "eval_loss", "valloss", "wer", "eval_cer", "RMSE", "error_rate", "perplexity"]
+)
+def test_less_of_an_error_is_better(name: str) -> None:
+    assert chosen_metric({name: 0.5}, name) == (name, False)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "answer_f1", "matthews", "power", "loss_free", "pearson"])
+def test_more_of_anything_else_is_better(name: str) -> None:
+    assert chosen_metric({name: 0.5}) == (name, True)
 
 
 def test_a_level_of_the_same_units_takes_the_place_of_the_last() -> None:
