@@ -64,6 +64,11 @@ class PruningConfig(PushToHubMixin):
         """Whether the calibration data must have labels."""
         return self.needs_data
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether labels are used where the calibration data has them."""
+        return self.needs_labels
+
     target_modules: list[str] | None = field(
         default=None,
         metadata={

@@ -68,7 +68,7 @@ def labelled(**columns: Any) -> list[Batch]:
 BAD_REQUESTS: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
     "no data": (config, None, PruningError, "Calibration data is needed"),
     "empty data": (config, [], PruningError, "calibration data is empty"),
-    "labels missing": (config, labelled(labels=None), PruningError, "labels are missing"),
+    "labels missing": (lambda: config(labels="data"), labelled(labels=None), PruningError, "labels are missing"),
     "text": (config, Dataset.from_dict({"text": ["a"], "label": [1]}), PruningError, "Tokenise the data first"),
     "other columns": (config, Dataset.from_dict({"pixels": [[1]]}), PruningError, r"columns \(pixels\)"),
     "loss that is not a number": (

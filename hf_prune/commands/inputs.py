@@ -138,7 +138,8 @@ def _prepared(request: Request[Any], task: Task, how: Preparation) -> tuple[Data
     if train is not None:
         drawn = sample(train, data.num_samples, how.seed)
         note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
-        calibration = task.prepare(drawn, replace(how, labelled=pruning.needs_labels))
+        labelled = pruning.needs_labels or (pruning.takes_labels and task.has_labels(train, data))
+        calibration = task.prepare(drawn, replace(how, labelled=labelled))
     elif data.train_file:
         note(f"The {pruning.strategy} strategy learns nothing from rows: {data.train_file} is not read.")
     if validation is None:

@@ -36,6 +36,7 @@ Prediction = Literal["classes", "labels", "numbers"]
 
 # Backward passes for each batch at most; where the exact expectation takes more, one random combination of them all.
 EXACT_PASSES = 3
+_ADVICE = "Use data with labels (labels='data'), or importance='magnitude'."
 
 
 def label_direction(
@@ -162,8 +163,8 @@ def with_drawn_labels(model: PreTrainedModel, batch: Batch, seed: int) -> Batch:
         ends = {f"{name}_positions": _drawn(predictions[f"{name}_logits"], generator) for name in ("start", "end")}
         return {**inputs, **ends}
     raise PruningError(
-        f"{type(model).__name__} gives {', '.join(predictions) or 'no logits'}: labels cannot be drawn from it. Use"
-        " labels='data'."
+        f"{type(model).__name__} gives {', '.join(predictions) or 'no logits'}: labels cannot be drawn from it."
+        f" {_ADVICE}"
     )
 
 
@@ -176,7 +177,7 @@ def _predictions(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor
     if type(model).__name__.endswith("ForPreTraining"):
         raise PruningError(
             f"The predictions of {type(model).__name__} are of several kinds, or about tokens that were replaced:"
-            " labels cannot be drawn from them. Use labels='data'."
+            f" labels cannot be drawn from them. {_ADVICE}"
         )
     with evaluating(model), torch.no_grad():
         output = model(**{**without_labels(batch), "return_dict": True})
@@ -194,7 +195,7 @@ def _gated_logits(
         output = model(**{**without_labels(batch), "return_dict": True})
     if len(output.logits) != examples:
         raise PruningError(
-            f"{type(model).__name__} makes {len(output.logits)} predictions for {examples} examples. Use labels='data'."
+            f"{type(model).__name__} makes {len(output.logits)} predictions for {examples} examples. {_ADVICE}"
         )
     return gates, output.logits
 
@@ -236,7 +237,7 @@ def _as_labels(model: PreTrainedModel, batch: Batch, drawn: torch.Tensor) -> tor
     if counted is None or counted.shape != drawn.shape:
         raise PruningError(
             f"{type(model).__name__} makes predictions of shape {tuple(drawn.shape)}, which do not belong to the tokens"
-            " of the batch. Use labels='data'."
+            f" of the batch. {_ADVICE}"
         )
     return drawn.masked_fill(~counted.to(drawn.device), IGNORED)
 

@@ -36,7 +36,8 @@ def texts(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("config", "needed"),
     [
-        (FisherPruningConfig(flops=0.5), True),
+        (FisherPruningConfig(flops=0.5), False),
+        (FisherPruningConfig(flops=0.5, labels="data"), True),
         (FisherPruningConfig(flops=0.5, labels="model"), False),
         (FisherPruningConfig(flops=0.5, importance="gradient"), True),
         (FisherPruningConfig(flops=0.5, importance="magnitude"), False),
@@ -57,6 +58,7 @@ def test_which_configurations_need_labels(config: PruningConfig, needed: bool) -
 @pytest.mark.parametrize(
     "settings",
     [
+        ("--flops", 0.5),
         ("--flops", 0.5, "--labels", "model"),
         ("--flops", 0.5, "--labels", "model", "--importance", "after_refit"),
         ("--flops", 0.5, "--importance", "magnitude"),
@@ -131,9 +133,9 @@ def test_a_split_without_labels_is_measured_on_only_if_that_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--train_file", "texts.csv"), "None of label, labels, score is among the columns text"),
-        ((), "Labelled rows are needed to calibrate on"),
-        (("--labels", "model"), "Error: Rows are needed to calibrate on"),
+        (("--labels", "data", "--train_file", "texts.csv"), "None of label, labels, score is among the columns text"),
+        (("--labels", "data"), "Labelled rows are needed to calibrate on"),
+        ((), "Error: Rows are needed to calibrate on"),
     ],
 )
 def test_what_is_missing(

@@ -168,6 +168,41 @@ class TestBlend:
             FisherPruningConfig(flops=0.5, blend=0.5)
 
 
+class TestWhoseLabels:
+    NOTE = "The data has no labels: scores are for the model's own predictions."
+
+    def unlabelled(self, batches: list[Batch]) -> list[Batch]:
+        return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+
+    @pytest.mark.parametrize("settings", [AFTER_REFIT, FISHER, {"recovery": "mask_tuning"}, {"iterative": True}])
+    def test_by_default_those_in_the_data_if_it_has_any(
+        self, batches: list[Batch], settings: dict[str, object]
+    ) -> None:
+        found = {}
+        for labels in (None, "data", "model"):
+            for given, data in (("labelled", batches), ("unlabelled", self.unlabelled(batches))):
+                if (labels, given) != ("data", "unlabelled"):
+                    config = FisherPruningConfig(flops=0.5, labels=labels, **settings)
+                    found[labels, given] = prune_model(ITEM.model(), config, data)
+        noted = {key for key, result in found.items() if self.NOTE in result.report.notes}
+        assert noted == {(None, "unlabelled")}
+        for labels, given in (("data", "labelled"), ("model", "unlabelled")):
+            own, other = found[None, given].model.state_dict(), found[labels, given].model.state_dict()
+            assert own.keys() == other.keys()
+            assert all(torch.equal(own[name], other[name]) for name in own)
+        assert found["data", "labelled"].plan != found["model", "labelled"].plan
+
+    def test_the_first_order_gradient_needs_those_in_the_data(self, batches: list[Batch]) -> None:
+        config = FisherPruningConfig(flops=0.5, importance="gradient")
+        with pytest.raises(PruningError, match="labels are missing"):
+            prune_model(ITEM.model(), config, self.unlabelled(batches))
+
+    def test_a_model_without_predictions(self) -> None:
+        bare = case("bert", "bare")
+        with pytest.raises(PruningError, match="importance='magnitude'"):
+            prune_model(bare.model(), FisherPruningConfig(flops=0.5), [bare.batch()])
+
+
 class TestSettings:
     @pytest.mark.parametrize("settings", [{"labels": "mine"}, {"importance": "later"}])
     def test_unknown_words(self, settings: dict[str, str]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...metric_budget import MetricBudgetConfig
+from ...scores import Labels
 from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, check_unused, is_number
 
 _CHOICES = {
     "importance": (None, "after_refit", "fisher", "blended", "gradient", "magnitude"),
-    "labels": ("data", "model"),
+    "labels": (None, "data", "model"),
     "recovery": ("weights", "mask_tuning", "none"),
     "solver": ("direct", "lsmr"),
     "order": ("forward", "backward"),
 }
+# Scores that no expected squares of gradients go into.
+_OF_LOSS = ("gradient", "magnitude")
 
 
 @dataclass
@@ -25,7 +29,7 @@ class FisherPruningConfig(MetricBudgetConfig):
     The paper's own pipeline is `recovery="mask_tuning"`; the default refits the output projections instead, which
     loses less accuracy, and chooses units by what that refit cannot make up for (`importance="after_refit"`, as ZipLM
     does, Kurtic et al. 2023, with Fisher information in place of the output's plain error). `importance="fisher"` are
-    the paper's scores, and `labels="model"` does without labels.
+    the paper's scores. Where the calibration data has no labels, the model's own predictions take their place.
 
     `iterative=True` decides group by group, as Park et al. (2024, "K-prune") do sublayer by sublayer: each group is cut
     and repaired before the units of those that are left are scored anew, on the model as it is by then. By default
@@ -54,11 +58,11 @@ class FisherPruningConfig(MetricBudgetConfig):
             " Default: of 0, 0.25, 0.5 and 0.75 the best by trial on calibration data."
         },
     )
-    labels: str = field(
-        default="data",
+    labels: str | None = field(
+        default=None,
         metadata={
             "help": "Whose labels 'fisher', 'after_refit' and 'blended' take gradients for: those in the 'data', or the"
-            " 'model''s own predictions, for which the data needs no labels."
+            " 'model''s own predictions. Default: those in the data if it has any, else the model's."
         },
     )
     rearrange: bool | None = field(
@@ -120,7 +124,7 @@ class FisherPruningConfig(MetricBudgetConfig):
                 raise PruningError(f"blend={self.blend!r} needs importance='blended', not {self.importance!r}.")
             if not is_number(self.blend) or not 0 <= self.blend <= 1:
                 raise PruningError(f"blend={self.blend!r} must lie in [0, 1], or be None to choose it by trial.")
-        if self.labels == "model" and self.importance in ("gradient", "magnitude"):
+        if self.labels == "model" and self.importance in _OF_LOSS:
             raise PruningError(
                 f"labels='model' says nothing with importance={self.importance!r}: the expected squares of gradients"
                 " are what does without labels. Use importance='fisher' or 'after_refit'."
@@ -174,6 +178,15 @@ class FisherPruningConfig(MetricBudgetConfig):
         return self.scores != "magnitude" or self.rearranges
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether gradients are needed, and for the labels in the data if it has any."""
+        return self.labels != "model" and self.needs_gradients
+
+    @property
     def needs_labels(self) -> bool:
-        """Whether gradients are needed, and for the labels in the data."""
-        return self.labels == "data" and self.needs_gradients
+        """Whether the model's own labels cannot take the place of those in the data."""
+        return self.takes_labels and (self.labels == "data" or self.importance in _OF_LOSS)
+
+    def labels_for(self, data: CalibrationData) -> Labels:
+        """Whose labels gradients are taken for, given the calibration data."""
+        return "data" if self.needs_labels or (self.takes_labels and data.labelled) else "model"

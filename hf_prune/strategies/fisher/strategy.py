@@ -50,6 +50,20 @@ def choose_units(
     statistics: FisherStatistics,
 ) -> Cut:
     """Decides which heads and filters go; group by group that takes the repairs as well."""
+    cut = _chosen_cut(model, anatomy, config, data, clock, statistics)
+    if config.takes_labels and config.labels_for(data) == "model":
+        return replace(cut, notes=(*cut.notes, "The data has no labels: scores are for the model's own predictions."))
+    return cut
+
+
+def _chosen_cut(
+    model: PreTrainedModel,
+    anatomy: ModelAnatomy,
+    config: FisherPruningConfig,
+    data: CalibrationData,
+    clock: StageClock,
+    statistics: FisherStatistics,
+) -> Cut:
     cuts = []
     for scores in statistics.candidates:
         chosen = _chosen(model, anatomy, config, data, clock, statistics, scores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -112,7 +111,7 @@ class FisherStatistics:
             _check_no_experts(anatomy)
         gradients = GradientStatistics()
         if config.needs_gradients:
-            labels = cast(Labels, config.labels)
+            labels = config.labels_for(data)
             outputs = config.scores == "after_refit"
             gradients = GradientStatistics.collect(
                 model, anatomy, data, labels, keep_rows=config.rearranges, outputs=outputs, batches=batches
