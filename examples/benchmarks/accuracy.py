@@ -33,12 +33,14 @@ from arguments import benchmark_parser, prepare_run, write_results
 from cell_arguments import (
     add_cache_arguments,
     add_choice_arguments,
+    add_collection_argument,
     add_seed_argument,
+    cell_cache,
     chosen_cells,
     parse_filters,
     parse_settings,
 )
-from cells import CellCache, measure_cells
+from cells import measure_cells
 from datasets import Dataset
 from evaluation import predicted_classes
 from shared_statistics import SharedStatistics
@@ -143,6 +145,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     """The options, and the cells that they ask for."""
     parser = benchmark_parser(__doc__)
     add_cache_arguments(parser, "accuracy")
+    add_collection_argument(parser)
     add_seed_argument(parser, 3, "calibration samples")
     add_choice_arguments(
         parser,
@@ -171,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing and prints the tables."""
     arguments, cells = parse_arguments(argv)
     prepare_run(arguments)
-    runs, cache = TaskRuns(arguments), CellCache(arguments.cache)
+    runs, cache = TaskRuns(arguments), cell_cache(arguments)
     measured = measure_cells(cells, cache, runs.measure, failure=PruningError, finished=arguments.finished)
     if not measured:
         sys.exit("No cells: nothing passes the filters, or (with --finished) nothing was measured yet.")

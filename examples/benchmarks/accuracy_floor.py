@@ -22,12 +22,14 @@ from cell_arguments import (
     Fields,
     add_cache_arguments,
     add_choice_arguments,
+    add_collection_argument,
     add_seed_argument,
+    cell_cache,
     chosen_cells,
     parse_filters,
     passes,
 )
-from cells import CellCache, measure_cells
+from cells import measure_cells
 from config_keys import config_key
 from datasets import Dataset
 from markdown_tables import markdown_table
@@ -143,6 +145,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     """The options, and the cells that they ask for."""
     parser = benchmark_parser(__doc__)
     add_cache_arguments(parser, "accuracy_floor")
+    add_collection_argument(parser)
     add_seed_argument(parser, 1, "calibration samples")
     add_choice_arguments(
         parser,
@@ -170,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures what is missing and prints the table."""
     arguments, cells = parse_arguments(argv)
     prepare_run(arguments)
-    cache = CellCache(arguments.cache)
+    cache = cell_cache(arguments)
     measured = measure_cells(
         cells, cache, lambda cell: measure(cell, arguments), failure=PruningError, finished=arguments.finished
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cells import default_cache
+from cells import CellCache, default_cache
 
 Settings = TypeVar("Settings")
 CellT = TypeVar("CellT", bound=Any)
@@ -19,6 +19,18 @@ def add_cache_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None
     """`--cache` and `--tag`: where cells are kept, and what tells them apart besides their settings."""
     parser.add_argument("--cache", type=Path, default=default_cache(benchmark), help="default: %(default)s")
     parser.add_argument("--tag", default="", help="part of every cell's key: the state of the code that is measured")
+
+
+def add_collection_argument(parser: argparse.ArgumentParser) -> None:
+    """`--cells`: a file for cells that have been measured on other machines."""
+    parser.add_argument(
+        "--cells", type=Path, help="file (JSON Lines) with cells that need not be measured; those shown are added to it"
+    )
+
+
+def cell_cache(arguments: argparse.Namespace) -> CellCache:
+    """Where the options say that cells are kept."""
+    return CellCache(arguments.cache, arguments.cells)
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, default: int, what: str) -> None:

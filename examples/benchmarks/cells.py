@@ -45,10 +45,13 @@ class CellCache:
 
     Args:
         folder: where the files are.
+        collection: a file with a cell on every line, for those that were measured elsewhere; None for none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, collection: Path | None = None) -> None:
+        self.folder, self._collection = folder, collection
+        lines = collection.read_text(encoding="utf8").splitlines() if collection and collection.exists() else []
+        self._collected = {self.path(cell["name"], cell["settings"]).name: cell for cell in map(json.loads, lines)}
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:
         """The file of a cell: a readable name and a digest of all its settings."""
@@ -57,18 +60,34 @@ class CellCache:
 
     def read(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was measured for a cell, or None if that has not happened yet."""
+        path = self.path(name, settings)
         try:
-            content = json.loads(self.path(name, settings).read_text(encoding="utf8"))
+            content = json.loads(path.read_text(encoding="utf8"))
         except FileNotFoundError:
-            return None
-        return content["measured"]
+            content = self._collected.get(path.name)
+        return None if content is None else content["measured"]
 
     def write(self, name: str, settings: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         """Keeps what was measured; an interruption leaves no half-written file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".tmp", delete=False, encoding="utf8") as file:
-            json.dump({"settings": settings, "measured": measured}, file, indent=1)
-        os.replace(file.name, self.path(name, settings))
+        _write_whole(self.path(name, settings), json.dumps({"settings": settings, "measured": measured}, indent=1))
+
+    def collect(self, cells: Sequence[tuple[Measurable, Mapping[str, Any]]]) -> None:
+        """Adds cells to those in the collection, if there is one."""
+        if self._collection is None:
+            return
+        for cell, measured in cells:
+            settings = cell.settings()
+            content = {"name": cell.name, "settings": settings, "measured": measured}
+            self._collected[self.path(cell.name, settings).name] = content
+        lines = [json.dumps(self._collected[name]) + "\n" for name in sorted(self._collected)]
+        _write_whole(self._collection, "".join(lines))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
+        file.write(text)
+    os.replace(file.name, path)
 
 
 def measure_cells(
@@ -91,12 +110,14 @@ def measure_cells(
     wanted: dict[Path, Cell] = {}
     for cell in cells:
         wanted.setdefault(cache.path(cell.name, cell.settings()), cell)
-    missing = [] if finished else [cell for path, cell in wanted.items() if not path.is_file()]
+    missing = [] if finished else [cell for cell in wanted.values() if cache.read(cell.name, cell.settings()) is None]
     for cell in (bar := tqdm(missing, desc="Cells", unit="cell", disable=not missing)):
         bar.set_postfix_str(cell.title)
         try:
             cache.write(cell.name, cell.settings(), measure(cell))
         except failure as error:
             tqdm.write(f"{cell.title} failed: {error}", file=sys.stderr)
-    found = ((cell, cache.read(cell.name, cell.settings())) for cell in cells)
-    return [(cell, values) for cell, values in found if values is not None]
+    read = ((cell, cache.read(cell.name, cell.settings())) for cell in cells)
+    found = [(cell, values) for cell, values in read if values is not None]
+    cache.collect(found)
+    return found

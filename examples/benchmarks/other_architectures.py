@@ -20,8 +20,17 @@ from statistics import fmean
 from typing import Any
 
 from arguments import benchmark_parser, prepare_run, write_results
-from cell_arguments import Fields, add_cache_arguments, add_seed_argument, chosen_cells, parse_filters, passes
-from cells import CellCache, measure_cells
+from cell_arguments import (
+    Fields,
+    add_cache_arguments,
+    add_collection_argument,
+    add_seed_argument,
+    cell_cache,
+    chosen_cells,
+    parse_filters,
+    passes,
+)
+from cells import measure_cells
 from config_keys import PAPER_SCORES, config_key
 from intervals import Estimate
 from markdown_tables import markdown_table
@@ -126,6 +135,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     """The options, and the cells that they ask for."""
     parser = benchmark_parser(__doc__)
     add_cache_arguments(parser, "other_architectures")
+    add_collection_argument(parser)
     add_seed_argument(parser, 3, "calibration samples")
     parser.add_argument(
         "--only",
@@ -162,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject_of = subject_maker(arguments)
     measured = measure_cells(
         cells,
-        CellCache(arguments.cache),
+        cell_cache(arguments),
         lambda cell: measure(subject_of(cell.subject), cell),
         failure=PruningError,
         finished=arguments.finished,

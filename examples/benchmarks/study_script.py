@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from arguments import benchmark_parser, prepare_run, write_results
-from cell_arguments import Fields, add_cache_arguments, add_choice_arguments, add_seed_argument, parse_filters
-from cells import CellCache, Measurable, measure_cells
+from cell_arguments import (
+    Fields,
+    add_cache_arguments,
+    add_choice_arguments,
+    add_collection_argument,
+    add_seed_argument,
+    cell_cache,
+    parse_filters,
+)
+from cells import Measurable, measure_cells
 from study_cells import Request
 from study_runs import RunFailed, Runner
 
@@ -90,6 +98,7 @@ class Study(Generic[Cell, Settings, StudyRunner, Results]):
         """The options, what all cells have in common, and the cells that are asked for."""
         parser = benchmark_parser(self.docstring)
         add_cache_arguments(parser, self.name)
+        add_collection_argument(parser)
         add_seed_argument(parser, self.seeds, "trainings of every cell")
         add_choice_arguments(parser, self.only, self.explained)
         parser.add_argument("--plots", type=Path, help="folder for the pictures; default: that of --output")
@@ -108,7 +117,7 @@ def measure_study(
     cells: Sequence[Cell], arguments: argparse.Namespace, measure: Callable[[Cell], Mapping[str, Any]]
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """What `measure_cells` returns; a training that fails ends its cell only. Without anything the script ends."""
-    measured = measure_cells(cells, CellCache(arguments.cache), measure, failure=RunFailed, finished=arguments.finished)
+    measured = measure_cells(cells, cell_cache(arguments), measure, failure=RunFailed, finished=arguments.finished)
     if not measured:
         raise SystemExit("Nothing to show: every training has failed, or (with --finished) nothing was measured yet.")
     return measured

@@ -135,6 +135,28 @@ def test_cells_are_measured_once_and_those_that_fail_are_left_out(
     assert len(calls) == 4
 
 
+def test_cells_that_were_measured_elsewhere_are_not_measured_again(tmp_path: Path) -> None:
+    collection, cells = tmp_path / "cells.jsonl", [Cell("b", 2), Cell("a", 1), Cell("a", 2)]
+    calls: list[Cell] = []
+
+    def measure(cell: Cell) -> dict[str, float]:
+        calls.append(cell)
+        return {"inverse": 1 / cell.value}
+
+    def measured(folder: str, wanted: list[Cell], finished: bool = False) -> list[Any]:
+        cache = CellCache(tmp_path / folder, collection)
+        return measure_cells(wanted, cache, measure, ZeroDivisionError, finished=finished)
+
+    first = measured("here", cells[:2])
+    assert measured("there", cells) == [*first, (cells[2], {"inverse": 0.5})]
+    assert measured("nowhere", cells, finished=True) == measured("there", cells)
+    assert calls == cells
+    rows = [json.loads(line) for line in collection.read_text().splitlines()]
+    assert {(row["name"], row["settings"]["value"]) for row in rows} == {("a", 1), ("a", 2), ("b", 2)}
+    assert len(rows) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
 def test_filters_let_through_what_they_name() -> None:
     allowed = parse_filters(["value=1,3", "name=a"], {"value": (1, 2, 3), "name": None})
     cells = [Cell(name, value) for name in "ab" for value in (1, 2, 3)]
