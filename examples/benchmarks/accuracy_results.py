@@ -71,6 +71,11 @@ class AccuracyResults:
         seconds = fmean(times) if times else None
         return Summary(task, flops, recovery, ablation, accuracy, loss, len(complete), seconds)
 
+    def accuracies(self, task: str, flops: float, recovery: str, ablation: str) -> list[float]:
+        """Of one setting, in percent, for every calibration sample that was measured."""
+        cells = [self._of_seed([task], flops, recovery, ablation, seed) for seed in self._seeds]
+        return [_accuracy(cell) for found in cells for cell in found]
+
     def summaries(self) -> Iterator[Summary]:
         """Every setting of every task and of their mean."""
         scopes: list[str | None] = [*self.tasks, *([None] if len(self.tasks) > 1 else [])]

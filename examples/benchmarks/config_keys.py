@@ -22,4 +22,5 @@ _SINCE = {
 
 def config_key(config: FisherPruningConfig) -> dict[str, Any]:
     """All settings, except for those that are as they were when there were no others."""
-    return dict(item for item in config.to_dict().items() if item not in _SINCE.items())
+    settings = {**config.to_dict(), "labels": config.labels or "data"}  # what is calibrated on here has labels
+    return dict(item for item in settings.items() if item not in _SINCE.items())
