@@ -22,7 +22,7 @@ from .calibration import CalibrationData
 from .config import PruningConfig, StructuredPruningConfig, strategy_for
 from .errors import PruningError
 from .gates import check_bare
-from .offloading import check_loadable, is_offloaded
+from .offloading import check_loadable, device_of, is_offloaded
 from .report.build import block_reports, build_report, count_parameters
 from .report.clock import StageClock
 from .report.evaluate import evaluate_model
@@ -126,7 +126,8 @@ class PruningRun:
     def decide(self, config: PruningConfig) -> Cut:
         """The strategy's cut for one budget; the model is not changed."""
         self.data.steps.begin(_budget_of(config))
-        cut: Cut = strategy_for(config)(self.model, self.anatomy, config, self.data, self.clock)
+        with _in_own_precision(self.model):
+            cut: Cut = strategy_for(config)(self.model, self.anatomy, config, self.data, self.clock)
         return cut
 
     def decider(self, config: PruningConfig) -> Callable[[PruningConfig], Cut]:
@@ -139,12 +140,14 @@ class PruningRun:
             return self.decide
         given = self.model, self.anatomy
         self.data.steps.begin("any budget")
-        statistics = strategy.measure(*given, config, self.data, self.clock)
+        with _in_own_precision(self.model):
+            statistics = strategy.measure(*given, config, self.data, self.clock)
 
         def decide(config: PruningConfig) -> Cut:
             self.data.steps.begin(_budget_of(config))
-            cut = strategy.choose(*given, config, self.data, self.clock, statistics)
-            return strategy.repair(*given, config, self.data, self.clock, cut)
+            with _in_own_precision(self.model):
+                cut = strategy.choose(*given, config, self.data, self.clock, statistics)
+                return strategy.repair(*given, config, self.data, self.clock, cut)
 
         return decide
 
@@ -212,6 +215,11 @@ class PruningRun:
         )
         with self.clock("surgery"):
             return compare_with_undone(self.model, log, batch_size, cut.sequence_length, repeats=5), setting
+
+
+def _in_own_precision(model: PreTrainedModel) -> torch.autocast:
+    """Without the caller's autocast, in which sums over the calibration data and solves would be in half precision."""
+    return torch.autocast(device_of(model).type, enabled=False)
 
 
 def _budget_of(config: PruningConfig) -> str:

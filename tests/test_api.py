@@ -251,3 +251,14 @@ def test_what_works_only_in_training_is_refused() -> None:
     with pytest.raises(PruningError, match="HoldPruningConfig works only while a model is trained: give it to Prun"):
         prune_model(model, HoldPruningConfig())
     assert not hasattr(model.config, "pruning")
+
+
+@pytest.mark.parametrize("settings", [{}, {"recovery": "mask_tuning"}, {"importance": "blended"}, {"iterative": True}])
+def test_the_callers_autocast_changes_nothing(settings: dict[str, Any], batches: list[Batch]) -> None:
+    """Sums over the data and solves in half precision would, without saying so."""
+    plain = prune_model(BERT.model(), config(**settings), batches)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = prune_model(BERT.model(), config(**settings), batches)
+    assert inside.plan == plain.plan
+    pairs = zip(plain.model.state_dict().values(), inside.model.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
