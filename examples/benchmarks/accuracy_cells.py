@@ -73,9 +73,11 @@ ABLATIONS = {
         importance="blended",
         labels="model",
     ),
-    "after_refit": _mode("scores after the refit", importance="after_refit"),
+    "after_refit": _mode("scores after the refit (the default)", importance="after_refit"),
     "after_refit_model_labels": _mode(
-        "scores after the refit, the model's own labels", importance="after_refit", labels="model"
+        "scores after the refit, the model's own labels (the default without labels)",
+        importance="after_refit",
+        labels="model",
     ),
     "iterative": _mode("scores after the refit, iterative", importance="after_refit", iterative=True),
     "full_trained": _mode("Fisher scores, then recovery training", **_TRAINED),

@@ -80,15 +80,11 @@ def _seconds(summaries: list[Summary | None]) -> str:
 
 
 def _verdict(found: dict[Mode, list[Summary | None]]) -> str:
-    """Which modes reach the targets, by budget."""
+    """At which budgets each mode reaches the target."""
     parts = []
-    for place, flops in enumerate(SMALL_FLOPS):
-        measured = {mode: summaries[place] for mode, summaries in found.items() if not mode.trained}
-        able = [
-            mode.title
-            for mode, summary in measured.items()
-            if summary is not None and summary.loss.mean <= TARGETS[flops]
-        ]
-        if any(measured.values()):
-            parts.append(f"at {flops} by {'; '.join(able) or 'none'}")
-    return f"Target reached {', '.join(parts)}." if parts else ""
+    for mode, summaries in found.items():
+        losses = {} if mode.trained else {summary.flops: summary.loss.mean for summary in summaries if summary}
+        reached = [str(flops) for flops, loss in losses.items() if loss <= TARGETS[flops]]
+        if losses:
+            parts.append(f"{mode.title}: {', '.join(reached) or 'none'}")
+    return f"Targets reached at: {'; '.join(parts)}." if parts else ""
