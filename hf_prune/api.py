@@ -16,7 +16,7 @@ from .errors import PruningError
 from .metric_budget import MetricBudgetConfig
 from .metric_floor import check_evaluates, smallest_holding
 from .offloading import is_offloaded
-from .pruning_run import Evaluation, Metrics, PruningRun, calibration_for, undone_on_failure
+from .pruning_run import Evaluation, Metrics, PruningRun, calibration_for, in_own_precision, undone_on_failure
 from .report.clock import StageClock
 from .report.result import PruningResult
 from .strategies.training import TrainingPruner
@@ -144,7 +144,7 @@ def _prune_weights(
     pruner: TrainingPruner = training_for(config)(model, config, 0)
     try:
         with undone_on_failure(model, UndoLog(), trained=retrain is not None):
-            with clock("pruning"):
+            with clock("pruning"), in_own_precision(model):
                 if data is not None and config.needs_data:
                     pruner.calibrate(data)
                 pruner.begin()

@@ -123,12 +123,6 @@ class CalibrationData:
         """The first batch of all, the same on every process."""
         return self._prepare(next(iter(self._batches)))
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the first batch has what a loss needs; the same on every process."""
-        first = self.first()
-        return any(first[name] is not None for name in first.keys() - without_labels(first).keys())
-
     def sequence_length(self, batches: int = 64) -> int | None:
         """Mean number of valid tokens in the text that the model reads, over the first batches, rounded up.
 

@@ -94,8 +94,20 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sets the strategy up, or takes it up where a checkpoint left it."""
-        self._drop(resumed=state.global_step > 0)
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        resumed = state.global_step > 0
+        self._drop(resumed)
+        try:
+            pruner = self._set_up(args, state, kwargs["model"], kwargs["optimizer"])
+        except BaseException:
+            self._drop(resumed)
+            self._thaw()
+            raise
+        self._met = pruner.reached
+        # The state file of a run without this callback has no place for it.
+        state.stateful_callbacks.setdefault(type(self).__name__, {})
+
+    def _set_up(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any) -> TrainingPruner:
+        """The strategy at work, and the teacher if there is one."""
         if self.result is not None:
             _check_optimizer(model, optimizer)
         config = self.config or _found_in(model)
@@ -109,20 +121,13 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         check_evaluates(config, args)
         if self._teacher is not None:  # before anything is pruned: a name may be wrong, a task another one
             self._distillation = Distillation(model, teacher_for(model, self._teacher), **self._distilled)
-        try:
-            if state.global_step:
-                folder = self._resumed_from(args, state, config)
-                self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
-            else:
-                self._pruner = start_pruning(model, config, state.max_steps, optimizer)
-            prepare_levels(self._pruner, args)
-        except BaseException:
-            self._drop(resumed=state.global_step > 0)
-            self._thaw()
-            raise
-        self._met = self._pruner.reached
-        # The state file of a run without this callback has no place for it.
-        state.stateful_callbacks.setdefault(type(self).__name__, {})
+        if state.global_step:
+            folder = self._resumed_from(args, state, config)
+            self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
+        else:
+            self._pruner = start_pruning(model, config, state.max_steps, optimizer)
+        prepare_levels(self._pruner, args)
+        return self._pruner
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Lets the search for the best checkpoint begin anew once the model is as sparse as it was to become."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -126,7 +126,7 @@ class PruningRun:
     def decide(self, config: PruningConfig) -> Cut:
         """The strategy's cut for one budget; the model is not changed."""
         self.data.steps.begin(_budget_of(config))
-        with _in_own_precision(self.model):
+        with in_own_precision(self.model):
             cut: Cut = strategy_for(config)(self.model, self.anatomy, config, self.data, self.clock)
         return cut
 
@@ -140,12 +140,12 @@ class PruningRun:
             return self.decide
         given = self.model, self.anatomy
         self.data.steps.begin("any budget")
-        with _in_own_precision(self.model):
+        with in_own_precision(self.model):
             statistics = strategy.measure(*given, config, self.data, self.clock)
 
         def decide(config: PruningConfig) -> Cut:
             self.data.steps.begin(_budget_of(config))
-            with _in_own_precision(self.model):
+            with in_own_precision(self.model):
                 cut = strategy.choose(*given, config, self.data, self.clock, statistics)
                 return strategy.repair(*given, config, self.data, self.clock, cut)
 
@@ -217,9 +217,13 @@ class PruningRun:
             return compare_with_undone(self.model, log, batch_size, cut.sequence_length, repeats=5), setting
 
 
-def _in_own_precision(model: PreTrainedModel) -> torch.autocast:
-    """Without the caller's autocast, in which sums over the calibration data and solves would be in half precision."""
-    return torch.autocast(device_of(model).type, enabled=False)
+def in_own_precision(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Without the caller's autocast, in which sums over the calibration data and solves would be in half precision.
+
+    A model whose weights are of several precisions may not run without it.
+    """
+    several = len({parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}) > 1
+    return nullcontext() if several else torch.autocast(device_of(model).type, enabled=False)
 
 
 def _budget_of(config: PruningConfig) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .config import PruningConfig
+from .config import PruningConfig, StructuredPruningConfig
 from .errors import PruningError
 from .setting_checks import check_choices, check_counts, check_not_negative, check_sparsity, check_unused
 
@@ -92,10 +92,13 @@ class WeightPruningConfig(ScheduledPruningConfig):
         if not self.prunes_weights:
             where = "of heads and filters, it is for single weights: use it with sparsity= or pattern=, or leave it out"
             check_unused(self, where, "initial_sparsity", "scope", "after")
-        elif self.sparsity is not None and self.initial_sparsity > self.sparsity:
+        elif isinstance(self, StructuredPruningConfig):
+            where = "of single weights, it is for heads and filters: use it with another budget, or leave it out"
+            check_unused(self, where, "sequence_length", "latency_batch_size", "round_to", "uniform")
+        if self.sparsity is not None and self.initial_sparsity > self.sparsity:
             raise PruningError(
-                f"initial_sparsity={self.initial_sparsity} must not be above sparsity={self.sparsity}: removed weights"
-                " do not come back along the schedule."
+                f"initial_sparsity={self.initial_sparsity} must not be above sparsity={self.sparsity}: the schedule"
+                " goes from the first to the second and removes more and more."
             )
 
     def _take_pattern(self) -> None:

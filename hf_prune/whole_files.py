@@ -36,9 +36,9 @@ def move_into(source: Path, target: Path, is_stale: Callable[[str], bool]) -> No
     """
     names = {path.name for path in source.iterdir()}
     for name in names:
-        if (target / name).is_dir():
+        if (target / name).is_dir() and not (target / name).is_symlink():
             shutil.rmtree(target / name)
         os.replace(source / name, target / name)
     for path in target.iterdir():
         if path.name not in names and is_stale(path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may do the same

@@ -14,7 +14,15 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from hf_prune import FisherPruningConfig, HoldPruningConfig, PruningError, count_flops, describe_model, prune_model
+from hf_prune import (
+    FisherPruningConfig,
+    HoldPruningConfig,
+    MovementPruningConfig,
+    PruningError,
+    count_flops,
+    describe_model,
+    prune_model,
+)
 from hf_prune.budget import total_unit_parameters
 from hf_prune.recovery import rearrange_mask
 from hf_prune.scores import fisher_gradients, magnitude_scores
@@ -262,3 +270,20 @@ def test_the_callers_autocast_changes_nothing(settings: dict[str, Any], batches:
     assert inside.plan == plain.plan
     pairs = zip(plain.model.state_dict().values(), inside.model.state_dict().values(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_the_callers_autocast_changes_nothing_of_single_weights(batches: list[Batch]) -> None:
+    config = MovementPruningConfig(sparsity=0.5)
+    plain = prune_model(BERT.model(), config, batches)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = prune_model(BERT.model(), config, batches)
+    pairs = zip(plain.model.state_dict().values(), inside.model.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_a_model_that_needs_autocast_has_it(batches: list[Batch]) -> None:
+    model = BERT.model().bfloat16()
+    model.classifier.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = prune_model(model, config(importance="magnitude"), batches)
+    assert result.report.pruned.flops <= 0.5 * result.report.dense.flops

@@ -160,6 +160,8 @@ class Cell:
     def config(self) -> FisherPruningConfig:
         """The configuration that is measured."""
         settings = {**PAPER_SCORES, **self.request.settings, **ABLATIONS[self.ablation].settings}
+        if self.recovery == "none":
+            settings.pop("refit_examples", None)
         return FisherPruningConfig(flops=self.flops, recovery=self.recovery, **settings)
 
     @property

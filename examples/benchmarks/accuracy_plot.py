@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from statistics import fmean
 
@@ -28,7 +29,7 @@ def plot_accuracy(results: AccuracyResults, path: Path) -> None:
         dense = results.dense(task)[0]
         axes.axhline(dense, color="#22303c", linewidth=1, label="dense")
         axes.axhline(dense - 1, color="#22303c", linewidth=1, linestyle=":", label="one point below")
-        for colour, mode in zip(_COLOURS, untrained, strict=True):
+        for colour, mode in zip(itertools.cycle(_COLOURS), untrained, strict=False):
             found = {flops: results.accuracies(task, flops, mode.recovery, mode.ablation) for flops in FLOPS}
             found = {flops: values for flops, values in found.items() if values}
             if found:

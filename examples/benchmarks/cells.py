@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
+
+from hf_prune.whole_files import written_whole
 
 
 class Measurable(Protocol):
@@ -50,8 +51,7 @@ class CellCache:
 
     def __init__(self, folder: Path, collection: Path | None = None) -> None:
         self.folder, self._collection = folder, collection
-        lines = collection.read_text(encoding="utf8").splitlines() if collection and collection.exists() else []
-        self._collected = {self.path(cell["name"], cell["settings"]).name: cell for cell in map(json.loads, lines)}
+        self._collected = self._read_collection()
 
     def path(self, name: str, settings: Mapping[str, Any]) -> Path:
         """The file of a cell: a readable name and a digest of all its settings."""
@@ -69,25 +69,32 @@ class CellCache:
 
     def write(self, name: str, settings: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         """Keeps what was measured; an interruption leaves no half-written file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.path(name, settings), json.dumps({"settings": settings, "measured": measured}, indent=1))
+        _write(self.path(name, settings), json.dumps({"settings": settings, "measured": measured}, indent=1))
 
     def collect(self, cells: Sequence[tuple[Measurable, Mapping[str, Any]]]) -> None:
         """Adds cells to those in the collection, if there is one."""
         if self._collection is None:
             return
+        self._collected = self._read_collection()  # another run may have added to it meanwhile
         for cell, measured in cells:
             settings = cell.settings()
             content = {"name": cell.name, "settings": settings, "measured": measured}
             self._collected[self.path(cell.name, settings).name] = content
         lines = [json.dumps(self._collected[name]) + "\n" for name in sorted(self._collected)]
-        _write_whole(self._collection, "".join(lines))
+        _write(self._collection, "".join(lines))
+
+    def _read_collection(self) -> dict[str, dict[str, Any]]:
+        """The cells in the collection, by the names of their files."""
+        if self._collection is None or not self._collection.exists():
+            return {}
+        cells = map(json.loads, self._collection.read_text(encoding="utf8").splitlines())
+        return {self.path(cell["name"], cell["settings"]).name: cell for cell in cells}
 
 
-def _write_whole(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf8")
 
 
 def measure_cells(

@@ -40,7 +40,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Column of the label, or of the words' tags; rows to calibrate on need none where the strategy"
-            " needs none (--labels model). Default: label."
+            " needs none. Default: label."
         },
     )
     max_seq_length: int | None = field(

@@ -139,6 +139,8 @@ def _prepared(request: Request[Any], task: Task, how: Preparation) -> tuple[Data
         drawn = sample(train, data.num_samples, how.seed)
         note(f"Calibrating on {len(drawn):,} of {len(train):,} rows ({task.name}).")
         labelled = pruning.needs_labels or (pruning.takes_labels and task.has_labels(train, data))
+        if pruning.takes_labels and not labelled:
+            note(f"None of the columns {', '.join(train.column_names)} is known to be labels: see --label_column.")
         calibration = task.prepare(drawn, replace(how, labelled=labelled))
     elif data.train_file:
         note(f"The {pruning.strategy} strategy learns nothing from rows: {data.train_file} is not read.")

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 CURVE_FILE = "pruning_curve.json"
 MOST_UNITS = 2**20  # of a block; a file that speaks of more is damaged
 TIMES = ("runtime", "_per_second", "_time", "epoch")  # how the Trainer's names for what says nothing of quality end
-# Words in names of metrics of which less is better; any name that ends in "loss" is one, too, as for the Trainer.
-_ERRORS = frozenset(("perplexity", "ppl", "wer", "cer", "mer", "ter", "mse", "rmse", "mae", "mape", "error", "errors"))
+# How names of metrics end of which less is better; "loss" is the Trainer's.
+_ERRORS = re.compile(
+    r"loss$|(^|[\W_])(perplexity|ppl|nll|bpc|wer|cer|mer|ter|r?mse|s?mape|mae|errors?|error_rate|cross_entropy)$"
+)
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,12 @@ def chosen_metric(metrics: Mapping[str, float], name: str | None = None) -> tupl
 
 
 def more_is_better(metric: str) -> bool:
-    """Whether more of a metric is better, by its name: not of a loss, an error (wer, cer, mse, …) or perplexity."""
-    return not metric.endswith("loss") and _ERRORS.isdisjoint(metric.lower().split("_"))
+    """Whether more of a metric is better, by its name: not of a loss, an error (wer, cer, mse, …) or perplexity.
+
+    Of what scikit-learn has negated ("neg_mean_squared_error") more is better.
+    """
+    name = metric.lower().removeprefix("eval_")
+    return name.startswith("neg_") or _ERRORS.search(name) is None
 
 
 _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?")

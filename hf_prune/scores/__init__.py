@@ -1,13 +1,13 @@
 """How important each unit is."""
 
 from .activations import smallest_mean, unused
-from .gradient_rows import GradientRows, Labels, collect_gradients
+from .gradient_rows import GradientRows, collect_gradients
 from .gradients import evaluating, fisher_gradients, frozen, iterate_gradients, modes_restored
 from .head_importance import head_importance
 from .importance import blend_scores, fisher_scores, gradient_scores, magnitude_scores, random_scores, unit_energies
 from .layer_influence import block_influence
 from .learnt_gates import LearntGates, expected_cost, penalty_slope
-from .model_labels import iterate_model_gradients, label_direction, with_drawn_labels
+from .model_labels import Labels, iterate_model_gradients, label_direction, whose_labels, with_drawn_labels
 from .moments import moments_of, put_moments, stored_moments
 from .movement import MovementScores, ParameterScores
 from .output_information import OutputInformation, metric_root
@@ -53,5 +53,6 @@ __all__ = [
     "stored_moments",
     "unit_energies",
     "unused",
+    "whose_labels",
     "with_drawn_labels",
 ]

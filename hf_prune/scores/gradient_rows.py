@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -17,10 +16,8 @@ from ..errors import PruningError
 from ..kept_steps import KeptStep, Sizes
 from ..offloading import device_of
 from .gradients import iterate_gradients, warn_of_idle
-from .model_labels import iterate_model_gradients
+from .model_labels import Labels, iterate_model_gradients
 from .output_information import OutputInformation
-
-Labels = Literal["data", "model"]
 
 _PART, _COUNT = "sums", "batches"
 

@@ -8,6 +8,7 @@ elsewhere (language models, token classification, question answering) one label 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -17,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..anatomy import ModelAnatomy
-from ..calibration import Batch, example_count, predicted_tokens, without_labels
+from ..calibration import Batch, CalibrationData, example_count, predicted_tokens, without_labels
 from ..errors import PruningError
 from ..offloading import device_of
 from ..rows import IGNORED
@@ -32,11 +33,33 @@ from .gradients import (
 )
 from .recomputing import gated
 
+Labels = Literal["data", "model"]
 Prediction = Literal["classes", "labels", "numbers"]
 
 # Backward passes for each batch at most; where the exact expectation takes more, one random combination of them all.
 EXACT_PASSES = 3
-_ADVICE = "Use data with labels (labels='data'), or importance='magnitude'."
+_ADVICE = "Use a model with its task head and data with labels (labels='data'), or importance='magnitude'."
+
+logger = logging.getLogger(__name__)
+
+
+def whose_labels(model: PreTrainedModel, data: CalibrationData) -> Labels:
+    """Those in the calibration data if it has any, else the model's own, with a warning.
+
+    Labels go by many names, and some losses need none: where no column is named like one, a loss tells.
+    """
+    first = data.first()
+    if any(first[name] is not None for name in first.keys() - without_labels(first).keys()):
+        return "data"
+    with evaluating(model), torch.no_grad():
+        output = model(**{**some_examples(first, 0, 2), "return_dict": True})
+    if getattr(output, "loss", None) is not None:
+        return "data"
+    logger.warning(
+        "The calibration data has no labels (its batches have %s): the model's own predictions stand in for them.",
+        ", ".join(first),
+    )
+    return "model"
 
 
 def label_direction(

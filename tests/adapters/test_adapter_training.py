@@ -179,6 +179,12 @@ class TestTrainerFeatures:
         assert not all(mask.all() for mask in own)
         assert all(torch.equal(*pair) for pair in zip(own, stored, strict=True))
 
+    def test_what_is_resumed_and_abandoned_keeps_everything(self, tmp_path: Path) -> None:
+        trained(tmp_path, save_strategy="steps", save_steps=3)
+        model = PeftModel.from_pretrained(bert(), tmp_path / "checkpoint-3", is_trainable=True)
+        resume_pruning(model, model.static_mask_pruning_config(), 6, tmp_path / "checkpoint-3").abandon()
+        assert all(mask.all() for mask in AdapterMasks(model.get_base_model(), "default").masks)
+
     def test_best_checkpoint_at_the_end(self, tmp_path: Path) -> None:
         model, callback = masked(), PruningCallback()
         trainer = trainer_of(

@@ -88,13 +88,27 @@ class TestMetrics:
 
 
 @pytest.mark.parametrize(
-    "name", ["loss", "eval_loss", "valloss", "wer", "eval_cer", "RMSE", "error_rate", "perplexity"]
+    "name",
+    [
+        "loss",
+        "eval_loss",
+        "valloss",
+        "wer",
+        "eval_cer",
+        "RMSE",
+        "error_rate",
+        "perplexity",
+        "MSELoss",
+        "mean-squared-error",
+    ],
 )
 def test_less_of_an_error_is_better(name: str) -> None:
     assert chosen_metric({name: 0.5}, name) == (name, False)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "answer_f1", "matthews", "power", "loss_free", "pearson"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "answer_f1", "power", "loss_free", "neg_mean_squared_error", "eval_neg_mse", "error_f1"]
+)
 def test_more_of_anything_else_is_better(name: str) -> None:
     assert chosen_metric({name: 0.5}) == (name, True)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_prune import FisherPruningConfig, PruningError, describe_model, prune_model
 from hf_prune.calibration import CalibrationData
@@ -26,6 +27,11 @@ from tests.small_models import Batch, case
 ITEM = case("bert", "classification")
 FISHER = {"importance": "fisher", "round_to": 1}
 AFTER_REFIT = {"importance": "after_refit", "round_to": 1}
+PICTURES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+DECODER = {
+    "image_size": 8, "patch_size": 2, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 4, "decoder_intermediate_size": 32,
+}  # fmt: skip
 BLENDED = {"importance": "blended", "round_to": 1}
 
 
@@ -174,7 +180,16 @@ class TestWhoseLabels:
     def unlabelled(self, batches: list[Batch]) -> list[Batch]:
         return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
 
-    @pytest.mark.parametrize("settings", [AFTER_REFIT, FISHER, {"recovery": "mask_tuning"}, {"iterative": True}])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            AFTER_REFIT,
+            FISHER,
+            {"recovery": "mask_tuning"},
+            {"iterative": True},
+            {"importance": "magnitude", "recovery": "mask_tuning"},
+        ],
+    )
     def test_by_default_those_in_the_data_if_it_has_any(
         self, batches: list[Batch], settings: dict[str, object]
     ) -> None:
@@ -199,8 +214,22 @@ class TestWhoseLabels:
 
     def test_a_model_without_predictions(self) -> None:
         bare = case("bert", "bare")
-        with pytest.raises(PruningError, match="importance='magnitude'"):
+        with pytest.raises(PruningError, match="Use a model with its task head"):
             prune_model(bare.model(), FisherPruningConfig(flops=0.5), [bare.batch()])
+
+    def test_losses_that_need_no_column_of_labels(self) -> None:
+        """A masked autoencoder hides parts of the pictures itself."""
+        torch.manual_seed(0)
+        model = ViTMAEForPreTraining(ViTMAEConfig(**PICTURES, **DECODER))
+        data = [{"pixel_values": torch.randn(1, 3, 8, 8)} for _ in range(4)]
+        result = prune_model(model, FisherPruningConfig(flops=0.5, round_to=1), data)
+        assert self.NOTE not in result.report.notes
+
+    def test_what_stands_in_is_said(self, batches: list[Batch], caplog: pytest.LogCaptureFixture) -> None:
+        prune_model(ITEM.model(), FisherPruningConfig(flops=0.5), self.unlabelled(batches))
+        said = [record.message for record in caplog.records if "has no labels" in record.message]
+        assert len(said) == 1
+        assert "input_ids" in said[0]
 
 
 class TestSettings:

@@ -272,13 +272,14 @@ class TestTrainerFeatures:
         assert scales == [8.0, 8.0, 4.0, 4.0, 4.0, 4.0]
         pruner.abandon()
 
+    @pytest.mark.parametrize("teacher", [None, "no such folder"])
     def test_failed_beginning_of_a_training_leaves_nothing_frozen(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, teacher: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model = bert()
-        trainer = trainer_of(model, tmp_path, PruningCallback(STATIC))
+        trainer = trainer_of(model, tmp_path, PruningCallback(STATIC, teacher=teacher))
         monkeypatch.setattr(StaticPruner, "begin", Failing(StaticPruner.begin, 0, KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(OSError if teacher else KeyboardInterrupt):
             trainer.train()
         assert is_clean(model)
         assert all(parameter.requires_grad for parameter in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -37,6 +38,11 @@ class AdapterPruner(StaticMaskPruner):
         self.scores.start_anew()
         self.masks.remove(restore=True)
         super().begin()
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Goes on where `state` was taken."""
+        super().load_state(tensors, step)
+        self._begun = True
 
     def before_step(self) -> None:
         """The scores have an optimizer of their own."""

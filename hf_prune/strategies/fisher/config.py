@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...metric_budget import MetricBudgetConfig
-from ...scores import Labels
 from ...setting_checks import check_choices, check_counts, check_flags, check_not_negative, check_unused, is_number
 
 _CHOICES = {
@@ -18,8 +16,6 @@ _CHOICES = {
     "solver": ("direct", "lsmr"),
     "order": ("forward", "backward"),
 }
-# Scores that no expected squares of gradients go into.
-_OF_LOSS = ("gradient", "magnitude")
 
 
 @dataclass
@@ -61,8 +57,8 @@ class FisherPruningConfig(MetricBudgetConfig):
     labels: str | None = field(
         default=None,
         metadata={
-            "help": "Whose labels 'fisher', 'after_refit' and 'blended' take gradients for: those in the 'data', or the"
-            " 'model''s own predictions. Default: those in the data if it has any, else the model's."
+            "help": "Whose labels gradients are taken for: those in the 'data', or the 'model''s own predictions"
+            " (not for importance='gradient'). Default: those in the data if it has any, else the model's."
         },
     )
     rearrange: bool | None = field(
@@ -124,7 +120,7 @@ class FisherPruningConfig(MetricBudgetConfig):
                 raise PruningError(f"blend={self.blend!r} needs importance='blended', not {self.importance!r}.")
             if not is_number(self.blend) or not 0 <= self.blend <= 1:
                 raise PruningError(f"blend={self.blend!r} must lie in [0, 1], or be None to choose it by trial.")
-        if self.labels == "model" and self.importance in _OF_LOSS:
+        if self.labels == "model" and (self.importance == "gradient" or not self.needs_gradients):
             raise PruningError(
                 f"labels='model' says nothing with importance={self.importance!r}: the expected squares of gradients"
                 " are what does without labels. Use importance='fisher' or 'after_refit'."
@@ -136,7 +132,7 @@ class FisherPruningConfig(MetricBudgetConfig):
             )
 
     def _check_repair(self) -> None:
-        if self.recovery == "none":
+        if self.recovery == "none" and self.scores != "blended":  # whose energies are of as many examples
             check_unused(self, "with recovery='none', which repairs nothing", "refit_examples")
         if self.recovery != "mask_tuning":
             where = (
@@ -185,8 +181,4 @@ class FisherPruningConfig(MetricBudgetConfig):
     @property
     def needs_labels(self) -> bool:
         """Whether the model's own labels cannot take the place of those in the data."""
-        return self.takes_labels and (self.labels == "data" or self.importance in _OF_LOSS)
-
-    def labels_for(self, data: CalibrationData) -> Labels:
-        """Whose labels gradients are taken for, given the calibration data."""
-        return "data" if self.needs_labels or (self.takes_labels and data.labelled) else "model"
+        return self.takes_labels and (self.labels == "data" or self.importance == "gradient")

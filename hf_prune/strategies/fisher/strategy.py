@@ -50,10 +50,10 @@ def choose_units(
     statistics: FisherStatistics,
 ) -> Cut:
     """Decides which heads and filters go; group by group that takes the repairs as well."""
-    cut = _chosen_cut(model, anatomy, config, data, clock, statistics)
-    if config.takes_labels and config.labels_for(data) == "model":
-        return replace(cut, notes=(*cut.notes, "The data has no labels: scores are for the model's own predictions."))
-    return cut
+    if statistics.labels == config.labels or statistics.labels == "data":
+        return _chosen_cut(model, anatomy, config, data, clock, statistics)
+    cut = _chosen_cut(model, anatomy, replace(config, labels=statistics.labels), data, clock, statistics)
+    return replace(cut, notes=(*cut.notes, "The data has no labels: scores are for the model's own predictions."))
 
 
 def _chosen_cut(

@@ -22,6 +22,7 @@ from ...scores import (
     blend_scores,
     collect_gradients,
     magnitude_scores,
+    whose_labels,
 )
 from .config import FisherPruningConfig
 
@@ -82,11 +83,13 @@ class FisherStatistics:
             out by trial.
         lengths: tokens that costs are counted for.
         rows: this process's gate gradients, by block key, as far as rearrangement needs them.
+        labels: whose labels the gradients are for.
     """
 
     candidates: tuple[Mapping[str, torch.Tensor], ...]
     lengths: int | Lengths
     rows: Mapping[str, GradientRows]
+    labels: Labels = "data"
 
     @classmethod
     def collect(
@@ -110,14 +113,18 @@ class FisherStatistics:
         if config.scores == "blended":
             _check_no_experts(anatomy)
         gradients = GradientStatistics()
+        labels: Labels = "data"
         if config.needs_gradients:
-            labels = config.labels_for(data)
+            if config.takes_labels and not config.needs_labels:
+                labels = data.agree(lambda: whose_labels(model, data))
+            elif config.labels == "model":
+                labels = "model"
             outputs = config.scores == "after_refit"
             gradients = GradientStatistics.collect(
                 model, anatomy, data, labels, keep_rows=config.rearranges, outputs=outputs, batches=batches
             )
         candidates = score_candidates(model, anatomy, config, gradients, data, batches)
-        return cls(candidates, lengths, gradients.rows if config.rearranges else {})
+        return cls(candidates, lengths, gradients.rows if config.rearranges else {}, labels)
 
 
 def score_candidates(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...config import StructuredPruningConfig
-from ...setting_checks import check_unused
 from ...weight_config import WeightPruningConfig
 
 
@@ -21,9 +20,3 @@ class MagnitudePruningConfig(WeightPruningConfig, StructuredPruningConfig):
     strategy: ClassVar[str] = "magnitude"
     needs_data: ClassVar[bool] = False
     BUDGETS: ClassVar[tuple[str, ...]] = (*StructuredPruningConfig.BUDGETS, "sparsity")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prunes_weights:
-            where = "of single weights, it is for heads and filters: use it with flops= or params=, or leave it out"
-            check_unused(self, where, "sequence_length", "latency_batch_size", "round_to", "uniform")

@@ -40,6 +40,9 @@ class MovementPruningConfig(WeightPruningConfig):
     batch_size: int = field(default=32, metadata={"help": "Calibration examples per batch, where data comes as rows."})
 
     def __post_init__(self) -> None:
+        if self.threshold is not None:
+            where = "with threshold=, which compares every score with a number: use it with sparsity="
+            check_unused(self, where, "pattern", "initial_sparsity", "scope")
         super().__post_init__()
         if (self.sparsity is None) == (self.threshold is None):
             raise PruningError(
@@ -51,9 +54,6 @@ class MovementPruningConfig(WeightPruningConfig):
         check_not_negative(self, "regularization", "score_learning_rate")
         if self.threshold is None:
             check_unused(self, "without threshold=, which it belongs to", "regularization")
-        else:
-            where = "with threshold=, which compares every score with a number: use it with sparsity="
-            check_unused(self, where, "initial_sparsity", "scope", "pattern")
 
     @property
     def prunes_weights(self) -> bool:
