@@ -58,7 +58,8 @@ def test_every_setting_of_the_strategy_has_an_option() -> None:
 
 
 def test_none_is_a_value_only_where_a_setting_takes_it() -> None:
-    options = given("--output_dir", "small", "--flops", "0.5", "--refit_examples", "none", "--recovery", "none")
+    blended = ("--importance", "blended", "--refit_examples", "none", "--recovery", "none")
+    options = given("--output_dir", "small", "--flops", "0.5", *blended)
     take(RunArguments, options)
     config = make_config("fisher", options)
     assert isinstance(config, FisherPruningConfig)

@@ -282,12 +282,12 @@ def test_an_upload_that_fails_says_where_the_model_is(
 def test_settings_of_the_strategy_arrive(models: dict[str, Path], sentences: Path, tmp_path: Path, call: Call) -> None:
     result = call(
         "run", models["classification"], "--train_file", sentences, *BUDGET, "--output_dir", tmp_path / "small",
-        "--recovery", "none", "--no_rearrange", "--uniform", "--round_to", 2, "--refit_examples", "none",
+        "--recovery", "none", "--no_rearrange", "--uniform", "--round_to", 2, "--labels", "model",
         "--exclude_modules", "layer.0.attention", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)["report"]
-    given = {"recovery": "none", "rearrange": False, "uniform": True, "round_to": 2, "refit_examples": None}
+    given = {"recovery": "none", "rearrange": False, "uniform": True, "round_to": 2, "labels": "model"}
     assert given.items() <= report["strategy"].items()
     assert report["blocks"][0]["kept_units"] == report["blocks"][0]["dense_units"]
 

@@ -129,7 +129,7 @@ def test_a_model_without_a_task_or_a_tokenizer(tmp_path: Path, call: Call) -> No
         ((*HALF, "--flops", "0.5"), "exactly one budget"),
         (("--strategy", "fisher", "--sparsity", "0.5"), "'fisher' strategy has no setting 'sparsity'"),
         ((*HALF, "--target_modules", "qery"), "Did you mean 'query'"),
-        (("--flops", "0.5"), "Labelled rows are needed"),
+        (("--flops", "0.5"), "Error: Rows are needed"),
     ],
 )
 def test_bad_requests(

@@ -46,7 +46,7 @@ def test_both_have_the_same_settings() -> None:
 def test_temperature_follows_the_sparsity() -> None:
     assert StaticPruningConfig(sparsity=0.3).score_temperature == 4
     assert StaticPruningConfig(sparsity=0.31).score_temperature == 1
-    assert StaticPruningConfig(sparsity=0.9, temperature=2.5).score_temperature == 2.5
+    assert StaticPruningConfig(sparsity=0.9, masking="score", temperature=2.5).score_temperature == 2.5
 
 
 def test_from_dictionary_in_a_callback() -> None:
