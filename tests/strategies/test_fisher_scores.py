@@ -18,6 +18,7 @@ from hf_prune.scores.output_information import OutputInformation
 from hf_prune.strategies.base import Cut
 from hf_prune.strategies.fisher import prune_by_fisher
 from hf_prune.strategies.fisher.repair import repair_blocks
+from hf_prune.strategies.fisher.strategy import NO_LABELS
 from hf_prune.strategies.fisher.trials import best_by_trial
 from hf_prune.strategies.fisher.unit_scores import BLENDS, GradientStatistics, score_candidates
 from hf_prune.surgery import PruningPlan, apply_plan
@@ -175,8 +176,6 @@ class TestBlend:
 
 
 class TestWhoseLabels:
-    NOTE = "The data has no labels: scores are for the model's own predictions."
-
     def unlabelled(self, batches: list[Batch]) -> list[Batch]:
         return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
 
@@ -199,7 +198,7 @@ class TestWhoseLabels:
                 if (labels, given) != ("data", "unlabelled"):
                     config = FisherPruningConfig(flops=0.5, labels=labels, **settings)
                     found[labels, given] = prune_model(ITEM.model(), config, data)
-        noted = {key for key, result in found.items() if self.NOTE in result.report.notes}
+        noted = {key for key, result in found.items() if NO_LABELS in result.report.notes}
         assert noted == {(None, "unlabelled")}
         for labels, given in (("data", "labelled"), ("model", "unlabelled")):
             own, other = found[None, given].model.state_dict(), found[labels, given].model.state_dict()
@@ -223,7 +222,7 @@ class TestWhoseLabels:
         model = ViTMAEForPreTraining(ViTMAEConfig(**PICTURES, **DECODER))
         data = [{"pixel_values": torch.randn(1, 3, 8, 8)} for _ in range(4)]
         result = prune_model(model, FisherPruningConfig(flops=0.5, round_to=1), data)
-        assert self.NOTE not in result.report.notes
+        assert NO_LABELS not in result.report.notes
 
     def test_what_stands_in_is_said(self, batches: list[Batch], caplog: pytest.LogCaptureFixture) -> None:
         prune_model(ITEM.model(), FisherPruningConfig(flops=0.5), self.unlabelled(batches))

@@ -25,6 +25,7 @@ from .unit_scores import BLENDS, FisherStatistics
 
 # The part of its step that a choice is kept as.
 CHOICE = "masks"
+NO_LABELS = "The data has no labels: scores are for the model's own predictions."
 
 
 def measure_units(
@@ -50,20 +51,9 @@ def choose_units(
     statistics: FisherStatistics,
 ) -> Cut:
     """Decides which heads and filters go; group by group that takes the repairs as well."""
-    if statistics.labels == config.labels or statistics.labels == "data":
-        return _chosen_cut(model, anatomy, config, data, clock, statistics)
-    cut = _chosen_cut(model, anatomy, replace(config, labels=statistics.labels), data, clock, statistics)
-    return replace(cut, notes=(*cut.notes, "The data has no labels: scores are for the model's own predictions."))
-
-
-def _chosen_cut(
-    model: PreTrainedModel,
-    anatomy: ModelAnatomy,
-    config: FisherPruningConfig,
-    data: CalibrationData,
-    clock: StageClock,
-    statistics: FisherStatistics,
-) -> Cut:
+    stand_in = config.labels is None and statistics.labels == "model"
+    if stand_in:
+        config = replace(config, labels="model")  # for all groups
     cuts = []
     for scores in statistics.candidates:
         chosen = _chosen(model, anatomy, config, data, clock, statistics, scores)
@@ -72,21 +62,22 @@ def _chosen_cut(
     if len(cuts) > 1:
         with clock("trials"):
             best = cuts.index(best_by_trial(model, anatomy, config, data, cuts))
-    if not config.iterative:
-        return cuts[best]
-    if len(cuts) > 1:
-        config = replace(config, blend=BLENDS[best])  # once found, it serves all groups
-    with clock("groups"):
-        return choose_by_groups(
-            model,
-            anatomy,
-            config,
-            data,
-            cuts[best],
-            lambda measured, so_far: _chosen(
-                model, anatomy, config, data, StageClock(), measured, measured.candidates[0], so_far
-            ),
-        )
+    cut = cuts[best]
+    if config.iterative:
+        if len(cuts) > 1:
+            config = replace(config, blend=BLENDS[best])  # once found, it serves all groups
+        with clock("groups"):
+            cut = choose_by_groups(
+                model,
+                anatomy,
+                config,
+                data,
+                cut,
+                lambda measured, so_far: _chosen(
+                    model, anatomy, config, data, StageClock(), measured, measured.candidates[0], so_far
+                ),
+            )
+    return replace(cut, notes=(*cut.notes, NO_LABELS)) if stand_in else cut
 
 
 def _chosen(
