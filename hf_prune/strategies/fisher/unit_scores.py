@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -115,10 +116,8 @@ class FisherStatistics:
         gradients = GradientStatistics()
         labels: Labels = "data"
         if config.needs_gradients:
-            if config.takes_labels and not config.needs_labels:
-                labels = data.agree(lambda: whose_labels(model, data))
-            elif config.labels == "model":
-                labels = "model"
+            asked = "data" if config.needs_labels else config.labels
+            labels = cast(Labels, asked or data.agree(lambda: whose_labels(model, data)))
             outputs = config.scores == "after_refit"
             gradients = GradientStatistics.collect(
                 model, anatomy, data, labels, keep_rows=config.rearranges, outputs=outputs, batches=batches
