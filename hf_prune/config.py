@@ -15,7 +15,7 @@ from transformers.utils import PushToHubMixin
 
 from .errors import PruningError
 from .module_patterns import matching_names
-from .setting_checks import check_counts, check_flags
+from .setting_checks import check_counts, check_flags, check_unused
 
 CONFIG_NAME = "pruning_config.json"
 
@@ -183,6 +183,9 @@ class StructuredPruningConfig(PruningConfig):
         _check_budget(*next(iter(given.items())))
         check_counts(self, "batch_size", "latency_batch_size", "round_to", "sequence_length")
         check_flags(self, "uniform")
+        budget, _ = self.budget
+        if budget in ("heads", "layers"):
+            check_unused(self, f"with {budget}=, which counts {budget} and no widths", "round_to", "uniform")
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -40,6 +40,20 @@ UNUSED = [
         "labels='model' says nothing with importance='magnitude'",
     ),
     ("fisher", {"flops": 0.5, "solver": "lsmr"}, "solver='lsmr' says nothing with recovery='weights'"),
+    ("random", {"heads": 0.5, "round_to": 16}, "round_to=16 says nothing with heads=, which counts heads"),
+    ("random", {"layers": 2, "uniform": True}, "uniform=True says nothing with layers=, which counts layers"),
+    ("l0", {"heads": 0.5, "uniform": True}, "uniform=True says nothing with heads=, which counts heads"),
+    (
+        "l0",
+        {"flops": 0.5, "regularization": 0.1, "target_warmup": 0.2},
+        "target_warmup=0.2 says nothing with regularization=",
+    ),
+    ("snip", {"flops": 0.5, "rule": "always_closed", "theta": 0.5}, "theta=0.5 says nothing with rule='always_closed'"),
+    (
+        "head_importance",
+        {"heads": 0.5, "scope": "layer", "normalize": False},
+        "normalize=False says nothing with scope='layer'",
+    ),
 ]
 
 
@@ -62,6 +76,10 @@ def test_a_setting_that_would_change_nothing_is_refused(strategy: str, settings:
         ("fisher", {"flops": 0.5, "recovery": "none", "importance": "blended", "refit_examples": 64}),
         ("fisher", {"flops": 0.5, "recovery": "mask_tuning", "importance": "magnitude", "labels": "model"}),
         ("random", {"flops": 0.5, "round_to": 16, "uniform": True}),
+        ("random", {"heads": 0.5, "allow_empty_layers": True, "sequence_length": 64}),
+        ("l0", {"heads": 0.5, "target_warmup": 0.2}),
+        ("snip", {"flops": 0.5, "rule": "open_rate", "theta": 0.5}),
+        ("head_importance", {"heads": 0.5, "scope": "global", "normalize": False}),
     ],
 )
 def test_settings_that_are_used_come_back_from_a_file(strategy: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ RATE, GATE_RATE = 0.01, 0.8
 
 def started(model: PreTrainedModel, steps: int, **settings: Any) -> tuple[L0Pruner, torch.optim.Optimizer]:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    config = L0PruningConfig(**{"round_to": 1, "gate_learning_rate": GATE_RATE} | settings)
+    widths = {} if "heads" in settings else {"round_to": 1}
+    config = L0PruningConfig(**{"gate_learning_rate": GATE_RATE} | widths | settings)
     pruner = start_pruning(model.train(), config, steps, optimizer)
     assert isinstance(pruner, L0Pruner)
     return pruner, optimizer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...count_budgets import HeadBudgetConfig, check_given
-from ...setting_checks import check_choices, check_counts, check_flags, check_whole_numbers
+from ...setting_checks import check_choices, check_counts, check_flags, check_unused, check_whole_numbers
 
 
 @dataclass
@@ -44,3 +44,5 @@ class HeadImportancePruningConfig(HeadBudgetConfig):
         check_counts(self, "batch_size", "sequence_length")
         check_flags(self, "normalize")
         check_whole_numbers(self, iterations=1)
+        if self.scope == "layer":
+            check_unused(self, "with scope='layer', where no layer is compared with another", "normalize")

@@ -9,7 +9,7 @@ from ...config import StructuredPruningConfig
 from ...count_budgets import HeadBudgetConfig
 from ...errors import PruningError
 from ...gates.hard_concrete import TEMPERATURE
-from ...setting_checks import check_not_negative, is_number
+from ...setting_checks import check_not_negative, check_unused, is_number
 from ...weight_config import TimedPruningConfig
 
 
@@ -63,3 +63,5 @@ class L0PruningConfig(TimedPruningConfig, StructuredPruningConfig, HeadBudgetCon
             raise PruningError(f"target_warmup={self.target_warmup!r} must lie in [0, 1].")
         if self.regularization is not None and (not is_number(self.regularization) or self.regularization < 0):
             raise PruningError(f"regularization={self.regularization!r} must be a number of at least 0, or None.")
+        if self.regularization is not None:
+            check_unused(self, "with regularization=, whose penalty has no target", "target_warmup")

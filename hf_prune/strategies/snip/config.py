@@ -153,6 +153,8 @@ class SnipPruningConfig(PruningConfig):
             check_unused(self, "without max_metric_drop=", "metric")
         if "feed_forward" not in UNITS[self.units]:
             check_unused(self, f"with units={self.units!r}", "k_feed_forward")
+        if self.rule == "always_closed":
+            check_unused(self, "with rule='always_closed'", "theta")
 
     @property
     def goal(self) -> tuple[str, float] | None:
