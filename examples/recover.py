@@ -49,6 +49,7 @@ class RecoveryArguments:
     temperature: float = field(default=2.0, metadata={"help": "Softens what teacher and student say."})
     teacher_weight: float = field(default=0.5, metadata={"help": "The teacher's share of the loss."})
     hidden_weight: float = field(default=0.0, metadata={"help": "Of the hidden states beside the teacher's logits."})
+    dropout: bool = field(default=False, metadata={"help": "Train with the model's dropout."})
 
     def for_recover(self) -> dict[str, Any]:
         """Arguments of `recover`."""
@@ -58,6 +59,7 @@ class RecoveryArguments:
             "temperature": self.temperature,
             "teacher_weight": self.teacher_weight,
             "hidden_weight": self.hidden_weight,
+            "dropout": self.dropout,
         }
 
 

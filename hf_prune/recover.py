@@ -21,6 +21,7 @@ from .gates import check_bare
 from .pruning_run import undone_on_failure
 from .recovery import Distillation, check_distillation
 from .recovery.hidden_states import DeepDistillation
+from .recovery.steady_training import steady
 from .report.evaluate import evaluate_model
 from .setting_checks import is_number
 from .surgery.metadata import pruning_of
@@ -45,6 +46,7 @@ def recover(
     temperature: float = 2.0,
     teacher_weight: float = 0.5,
     hidden_weight: float = 0.0,
+    dropout: bool = False,
 ) -> PreTrainedModel:
     """Trains a pruned model for a short while, in place, to say what the dense model says.
 
@@ -55,7 +57,7 @@ def recover(
     Args:
         model: a pruned model (or any other that its teacher fits).
         teacher: the dense model, or its folder or name on the Hub; put where the model is, else not changed.
-        train_dataset: tokenised rows with labels, as for `Trainer`.
+        train_dataset: tokenised rows, as for `Trainer`; with teacher_weight=1 they need no labels.
         eval_dataset: tokenised rows with labels; if given, the recovered model is evaluated, and its metrics take the
             place of those that the pruned one's `config.pruning` has. Without it these go, since they are no longer
             true.
@@ -69,6 +71,8 @@ def recover(
         teacher_weight: the teacher's share of the loss, above 0 and at most 1.
         hidden_weight: of the hidden states beside the logits, 1 for instance; the model must have all of the teacher's
             layers.
+        dropout: whether the model trains with its dropout, and whatever else it does in training only. By default it
+            trains as it computes in evaluation: it has less to spare than the dense model had.
 
     Returns:
         `model`, in the modes in which its modules were.
@@ -77,6 +81,8 @@ def recover(
         PruningError: a bad request; the model is then as it was, as it is after any other failure.
     """
     check_distillation(temperature, teacher_weight)
+    if not isinstance(dropout, bool):
+        raise PruningError(f"dropout={dropout!r} must be True or False.")
     if not is_number(hidden_weight) or hidden_weight < 0:
         raise PruningError(f"hidden_weight={hidden_weight!r} must be a number of at least 0.")
     _check_trainable(model)
@@ -84,6 +90,7 @@ def recover(
     layers = describe_model(model).layers if lora or hidden_weight else ()
     _check_teacher(model, teaching, layers if hidden_weight else None)
     adapters = _lora_config(model, layers, lora)
+    settled = [] if dropout else list(model.modules())  # adapters keep the dropout that they were given
     with tempfile.TemporaryDirectory() as folder, _settings_kept(model), undone_on_failure(model, UndoLog(), True):
         with _adapted(model, adapters) as student:
             trainer = Trainer(
@@ -96,7 +103,7 @@ def recover(
             )
             teaching = teaching.to(model.device)  # where the Trainer has put the student
             shares = {"temperature": temperature, "weight": teacher_weight}
-            with _taught(student, teaching, layers, hidden_weight, **shares):
+            with steady(student, settled), _taught(student, teaching, layers, hidden_weight, **shares):
                 trainer.train()
         metrics = {} if eval_dataset is None else evaluate_model(model, eval_dataset, compute_metrics, data_collator)
         _renew_metrics(model, metrics)

@@ -129,6 +129,33 @@ def test_with_settings_of_its_own(tmp_path: Path) -> None:
     assert changed == layers
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("lora", [True, False])
+def test_training_goes_without_dropout(lora: bool, checkpointed: bool, tmp_path: Path) -> None:
+    def trained(dropout: bool, probability: float) -> dict[str, torch.Tensor]:
+        rates = {"hidden_dropout_prob": probability, "attention_probs_dropout_prob": probability}
+        model, teacher = BERT.model(**rates), BERT.model(seed=1)
+        args = arguments(tmp_path, max_steps=3, learning_rate=1e-2, activation_checkpointing=checkpointed)
+        torch.manual_seed(0)  # of the adapters
+        recover(model, teacher, ROWS, training_args=args, lora=lora, dropout=dropout)
+        return weights(model)
+
+    without = trained(True, 0.0)
+    assert_same(trained(False, 0.3), without)
+    with pytest.raises(AssertionError):
+        assert_same(trained(True, 0.3), without)
+
+
+def test_data_without_labels_will_do(tmp_path: Path) -> None:
+    def trained(data: Any) -> dict[str, torch.Tensor]:
+        model = pruned()
+        torch.manual_seed(0)  # of the adapters
+        recover(model, bert(), data, training_args=arguments(tmp_path, max_steps=3), teacher_weight=1.0)
+        return weights(model)
+
+    assert_same(trained(ROWS.remove_columns("labels")), trained(ROWS))
+
+
 @pytest.mark.parametrize("evaluated", [True, False])
 def test_metrics_of_before_the_training_do_not_stay(evaluated: bool, tmp_path: Path) -> None:
     measure = {"eval_dataset": ROWS, "compute_metrics": accuracy}
@@ -200,8 +227,9 @@ class TestRefusals:
             ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
             ({"teacher_weight": 0.0}, r"weight=0.0 must lie in \(0, 1\]"),
             ({"hidden_weight": -1.0}, "hidden_weight=-1.0 must be a number of at least 0"),
+            ({"dropout": 0.1}, "dropout=0.1 must be True or False"),
         ],
     )
-    def test_numbers(self, settings: dict[str, float], message: str) -> None:
+    def test_settings(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(PruningError, match=message):
             recover(bert(), BERT.model(seed=1), ROWS, **settings)

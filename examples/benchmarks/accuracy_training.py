@@ -26,7 +26,7 @@ class Training:
         batch: rows of a step.
         rate: the highest learning rate, after a tenth of the steps; it falls to zero.
         lora_rank: of the adapters; 0 trains all weights.
-        temperature, teacher_weight, hidden_weight: see `recover`.
+        temperature, teacher_weight, hidden_weight, dropout: see `recover`.
     """
 
     rows: int = 8000
@@ -37,6 +37,7 @@ class Training:
     temperature: float = 2.0
     teacher_weight: float = 0.5
     hidden_weight: float = 0.0
+    dropout: bool = False
 
 
 def train_pruned(
@@ -83,4 +84,5 @@ def train_pruned(
             temperature=training.temperature,
             teacher_weight=training.teacher_weight,
             hidden_weight=training.hidden_weight,
+            dropout=training.dropout,
         )

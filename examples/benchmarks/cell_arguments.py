@@ -113,5 +113,11 @@ def parse_settings(texts: Collection[str], defaults: Settings) -> Settings:
         name, _, value = text.partition("=")
         if name not in known:
             raise ValueError(f"--set {text}: no setting {name!r}; there are {', '.join(known)}")
-        changed[name] = type(known[name])(value)
+        changed[name] = _flag(value) if isinstance(known[name], bool) else type(known[name])(value)
     return replace(defaults, **changed)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} must be true or false")
+    return text == "true"

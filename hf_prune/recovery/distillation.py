@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..calibration import predicted_tokens
 from ..errors import PruningError
 from ..rows import IGNORED
 from ..scores import frozen
@@ -60,9 +61,10 @@ def check_distillation(temperature: float, weight: float) -> None:
 class Distillation:
     """A teacher for a model that is trained, until `remove()` is called.
 
-    While the model is in training mode and returns a loss, that becomes (1 − weight) · loss + weight · teacher's part:
-    the mean over examples, or in language models and token classification over the labelled tokens, of
-    `distillation_loss`; of question answering the mean of start and end.
+    While the model is in training mode, its loss becomes (1 − weight) · loss + weight · teacher's part: the mean over
+    examples, or in language models and token classification over the labelled tokens, of `distillation_loss`; of
+    question answering the mean of start and end. With a weight of 1 data needs no labels; every token that is not
+    padding counts then.
 
     Args:
         model: the student, a Transformers model or a PEFT model around one.
@@ -94,12 +96,14 @@ class Distillation:
         if not module.training or not torch.is_grad_enabled():
             return None
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        if not isinstance(output, ModelOutput) or output.get("loss") is None:
+        if not isinstance(output, ModelOutput) or (output.get("loss") is None and self._weight < 1):
             raise PruningError(
                 f"{type(module).__name__} returned no loss of its own to put the teacher's part into: distillation"
-                " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False."
+                " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False. Where"
+                " data has no labels, let the teacher have all of the loss (teacher_weight=1)."
             )
-        output["loss"] = (1 - self._weight) * output["loss"] + self._weight * self._part(inputs, output)
+        part = self._part(inputs, output)
+        output["loss"] = part if self._weight == 1 else (1 - self._weight) * output["loss"] + self._weight * part
         return output
 
     def _part(self, inputs: Mapping[str, Any], output: ModelOutput) -> torch.Tensor:
@@ -108,7 +112,8 @@ class Distillation:
         with torch.no_grad():
             taught = self._teacher(**known)
         names = [name for name in _LOGITS if isinstance(output.get(name), torch.Tensor)]
-        labels = inputs.get("labels")
+        # Only the losses of causal language models divide by the number of tokens that they are told.
+        items = inputs.get("num_items_in_batch") if is_causal(self._teacher) else None
         parts = []
         for name in names:
             student, teacher = output[name], taught.get(name)
@@ -118,11 +123,9 @@ class Distillation:
                     f"The teacher's {name} have the shape {shape}, the student's {tuple(student.shape)}: both must have"
                     " the same task and the same classes."
                 )
-            causal = is_causal(self._teacher)
-            mask = _counted(student, labels, causal)
+            mask = _counted(student, self._teacher, inputs)
             total = distillation_loss(student, teacher.to(student.device), self._temperature, mask)
-            # Only the losses of causal language models divide by the number of tokens that they are told.
-            parts.append(total / _divisor(student, mask, inputs.get("num_items_in_batch") if causal else None))
+            parts.append(total / _divisor(student, mask, items))
         if not parts:
             raise PruningError(f"{type(self._teacher).__name__} gives no logits that a student could learn from.")
         return torch.stack(parts).mean()
@@ -132,13 +135,20 @@ def _is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
 
 
-def _counted(student: torch.Tensor, labels: Any, causal: bool) -> torch.Tensor | None:
-    """Which rows of `[..., classes]` have a label; None for all, where there is one for each example."""
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.shape != student.shape[:-1]:
+def _counted(student: torch.Tensor, teacher: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Which rows of `[..., classes]` have a label, or without labels are no padding; None for all."""
+    labels = inputs.get("labels")
+    counted = predicted_tokens(teacher, dict(inputs)) if labels is None else _labelled(labels)
+    if counted is None or counted.dim() < 2 or counted.shape != student.shape[:-1]:
         return None
-    if causal:
-        labels = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
-    return (labels != IGNORED).to(student.device) if labels.dim() > 1 else None
+    if is_causal(teacher):
+        counted = F.pad(counted, (0, 1), value=False)[..., 1:]
+    return counted.to(student.device)
+
+
+def _labelled(labels: Any) -> torch.Tensor | None:
+    """Where labels say something, of their shape; None for those that are no classes."""
+    return labels != IGNORED if isinstance(labels, torch.Tensor) and not labels.is_floating_point() else None
 
 
 def _divisor(student: torch.Tensor, mask: torch.Tensor | None, items: Any) -> Any:

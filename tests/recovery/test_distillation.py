@@ -95,6 +95,23 @@ def test_loss_of_a_language_model_counts_labelled_tokens(items: int | None) -> N
     torch.testing.assert_close(trained(student, teacher, batch, weight=1.0), part)
 
 
+@pytest.mark.parametrize("kind", ["causal", "tokens"])
+def test_without_labels_every_token_counts_that_is_no_padding(kind: str) -> None:
+    words = case("bert", kind)
+    student, teacher = words.model(hidden_dropout_prob=0, attention_probs_dropout_prob=0), words.model(seed=1)
+    batch = words.batch(lengths=(4, 9, 6))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        found, wanted = student(**inputs).logits, teacher(**inputs).logits
+    last = 1 if kind == "causal" else 0  # nothing follows the last token
+    rows = [
+        divergence(found[row, place], wanted[row, place], 2.0)
+        for row, length in enumerate((4, 9, 6))
+        for place in range(length - last)
+    ]
+    torch.testing.assert_close(trained(student, teacher, inputs, weight=1.0), torch.stack(rows).mean())
+
+
 def test_question_answering_is_the_mean_of_start_and_end() -> None:
     answers = case("bert", "answers")
     student, teacher = answers.model(hidden_dropout_prob=0, attention_probs_dropout_prob=0), answers.model(seed=1)
