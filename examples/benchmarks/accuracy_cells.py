@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from accuracy_training import Training
@@ -17,6 +17,7 @@ from hf_prune import FisherPruningConfig
 
 FLOPS = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 RECOVERIES = ("none", "mask_tuning", "weights")
+REPAIRS = RECOVERIES[1:]
 EXAMPLES = 2048
 # The paper's scores with each recovery, beside which everything else stands.
 FULL = "full"
@@ -52,13 +53,22 @@ class Ablation:
     trained: bool = False
 
 
-def _mode(title: str, flops: tuple[float, ...] = SMALL_FLOPS, trained: bool = False, **settings: Any) -> Ablation:
-    return Ablation(title, settings, flops=flops, recoveries=("weights",), of_mode=True, trained=trained)
+def _mode(title: str, **settings: Any) -> Ablation:
+    return Ablation(title, settings, flops=SMALL_FLOPS, recoveries=("weights",), of_mode=True)
 
 
-_TRAINED: dict[str, Any] = {"flops": TRAINED_FLOPS, "trained": True}
+def trained(ablation: str) -> str:
+    """The name of what an ablation is when recovery training follows."""
+    return f"{ablation}_trained"
 
-ABLATIONS = {
+
+def _with_training(ablation: Ablation) -> Ablation:
+    recoveries = ablation.recoveries if ablation.of_mode else REPAIRS
+    title = f"{ablation.title}, then recovery training"
+    return replace(ablation, title=title, flops=TRAINED_FLOPS, recoveries=recoveries, of_mode=True, trained=True)
+
+
+_UNTRAINED = {
     FULL: Ablation(f"Fisher scores, {EXAMPLES:,} examples", flops=FLOPS),
     "no_search": Ablation("without search", searched=False),
     # Whether units are rearranged by default depends on the recovery, so one of these two is always as above.
@@ -80,12 +90,11 @@ ABLATIONS = {
         labels="model",
     ),
     "iterative": _mode("scores after the refit, iterative", importance="after_refit", iterative=True),
-    "full_trained": _mode("Fisher scores, then recovery training", **_TRAINED),
-    "after_refit_trained": _mode(
-        "scores after the refit, then recovery training", **_TRAINED, importance="after_refit"
-    ),
     "512_examples": Ablation("512 examples", examples=512),
     "4096_examples": Ablation("4,096 examples", examples=4096),
+}
+ABLATIONS = _UNTRAINED | {
+    trained(name): _with_training(ablation) for name, ablation in _UNTRAINED.items() if ablation.of_mode or name == FULL
 }
 # What `--only` can name.
 FIELDS: dict[str, Collection[Any] | None] = {

@@ -24,12 +24,11 @@ def plot_accuracy(results: AccuracyResults, path: Path) -> None:
     figure = Figure(figsize=(5.6 * len(results.tasks), 5), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(results.tasks), squeeze=False)[0]
-    untrained = [mode for mode in MODES if not mode.trained]
     for axes, task in zip(panels, results.tasks, strict=True):
         dense = results.dense(task)[0]
         axes.axhline(dense, color="#22303c", linewidth=1, label="dense")
         axes.axhline(dense - 1, color="#22303c", linewidth=1, linestyle=":", label="one point below")
-        for colour, mode in zip(itertools.cycle(_COLOURS), untrained, strict=False):
+        for colour, mode in zip(itertools.cycle(_COLOURS), MODES, strict=False):
             found = {flops: results.accuracies(task, flops, mode.recovery, mode.ablation) for flops in FLOPS}
             found = {flops: values for flops, values in found.items() if values}
             if found:

@@ -23,7 +23,7 @@ class Summary:
         accuracy: in percent.
         loss: the dense model's accuracy minus this one's, in points.
         seeds: how many samples.
-        seconds: of pruning and, where it follows, recovery training, on average; None where no cell says.
+        seconds: of pruning, or of the recovery training that follows, on average; None where no cell says.
     """
 
     task: str | None
@@ -59,15 +59,24 @@ class AccuracyResults:
         self.recoveries = [recovery for recovery in RECOVERIES if any(key[2] == recovery for key in self._found)]
         self._seeds = sorted({key[4] for key in self._found})
 
-    def summary(self, task: str | None, flops: float, recovery: str, ablation: str) -> Summary | None:
-        """One setting; None where nothing, or for the mean over the tasks not every task, was measured."""
+    def summary(
+        self, task: str | None, flops: float, recovery: str, ablation: str, *, beside: str | None = None
+    ) -> Summary | None:
+        """One setting; None where nothing, or for the mean over the tasks not every task, was measured.
+
+        Args:
+            task, flops, recovery, ablation: see `Summary`.
+            beside: another ablation, for the samples only that it was measured with, too.
+        """
         tasks = [task] if task else self.tasks
-        found = [self._of_seed(tasks, flops, recovery, ablation, seed) for seed in self._seeds]
-        complete = [cells for cells in found if cells]
+        names = (ablation, beside or ablation)
+        found = [[self._of_seed(tasks, flops, recovery, name, seed) for name in names] for seed in self._seeds]
+        complete = [cells for cells, others in found if cells and others]
         if not complete:
             return None
         accuracy, loss = (Estimate.of([fmean(map(of, cells)) for cells in complete]) for of in (_accuracy, _loss))
-        times = [_seconds(cell) for cells in complete for cell in cells if "seconds" in cell]
+        clock = "training_seconds" if ABLATIONS[ablation].trained else "seconds"
+        times = [cell[clock] for cells in complete for cell in cells if clock in cell]
         seconds = fmean(times) if times else None
         return Summary(task, flops, recovery, ablation, accuracy, loss, len(complete), seconds)
 
@@ -105,7 +114,3 @@ def _accuracy(cell: Measured) -> float:
 
 def _loss(cell: Measured) -> float:
     return 100 * (cell["dense_correct"] - cell["correct"]) / cell["rows"]
-
-
-def _seconds(cell: Measured) -> float:
-    return cell["seconds"] + cell.get("training_seconds", 0.0)

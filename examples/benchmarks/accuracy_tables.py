@@ -5,6 +5,7 @@ from __future__ import annotations
 from accuracy_cells import ABLATION_FLOPS, ABLATIONS, FLOPS, FULL
 from accuracy_modes import mode_parts
 from accuracy_results import AccuracyResults, Summary
+from accuracy_training_table import training_parts
 from intervals import binomial_half_width
 from markdown_tables import markdown_table, verdict
 from tasks import TASKS
@@ -28,6 +29,7 @@ def markdown_report(results: AccuracyResults, split: str) -> str:
     if len(results.tasks) > 1:
         parts += ["## Mean loss over the tasks, in points", _budget_table(results, None), _target_line(results)]
     parts += mode_parts(results, rows)
+    parts += training_parts(results, rows)
     for flops in ABLATION_FLOPS:
         parts += _ablation_parts(results, flops)
     return "\n\n".join(part for part in parts if part)

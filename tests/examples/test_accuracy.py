@@ -13,7 +13,7 @@ import accuracy_floor
 import pytest
 import tasks
 import torch
-from accuracy_cells import ABLATIONS, FIELDS, FULL, Cell, Request, cells_of
+from accuracy_cells import ABLATIONS, FIELDS, FULL, Cell, Request, cells_of, trained
 from accuracy_modes import MODES, TARGETS
 from accuracy_results import AccuracyResults
 from accuracy_tables import markdown_report
@@ -45,12 +45,12 @@ def cell(ablation: str = FULL, recovery: str = "weights", flops: float = 0.5, **
 def test_every_mode_is_measured_at_every_small_budget() -> None:
     found = {(each.task, each.ablation, each.recovery, each.flops, each.seed) for each in cells_of(REQUEST, 3, {})}
     for mode in MODES:
-        flops, seeds = ((0.3, 0.2), 1) if mode.trained else (TARGETS, 3)
-        for task in tasks.TASKS:
-            for budget in flops:
-                at = {key[4] for key in found if key[:4] == (task, mode.ablation, mode.recovery, budget)}
-                assert at == set(range(seeds)), mode
-    assert {mode.ablation for mode in MODES if mode.trained} == {"full_trained", "after_refit_trained"}
+        for name, flops, seeds in ((mode.ablation, TARGETS, 3), (trained(mode.ablation), (0.3, 0.2), 1)):
+            for task in tasks.TASKS:
+                for budget in flops:
+                    at = {key[4] for key in found if key[:4] == (task, name, mode.recovery, budget)}
+                    assert at == set(range(seeds)), mode
+    assert len([key for key in found if ABLATIONS[key[1]].trained]) == 2 * 2 * len(MODES)
 
 
 def test_cells_that_are_measured_alike_are_measured_once() -> None:
@@ -61,8 +61,8 @@ def test_cells_that_are_measured_alike_are_measured_once() -> None:
     assert keys(FULL, "mask_tuning") == keys("rearrangement", "mask_tuning") != keys("no_rearrangement", "mask_tuning")
     assert keys(FULL, "weights") != keys("rearrangement", "weights")
     assert keys(FULL, "weights") == keys(FULL, "weights", training={"training": Training(rate=1e-3)})
-    trained = [keys("full_trained", "weights", training={"training": Training(rate=rate)}) for rate in (1e-3, 1e-4)]
-    assert len({*trained, keys(FULL, "weights")}) == 3
+    rates = [keys(trained(FULL), "weights", training={"training": Training(rate=rate)}) for rate in (1e-3, 1e-4)]
+    assert len({*rates, keys(FULL, "weights")}) == 3
 
 
 def test_keys_are_those_of_the_first_cells() -> None:
@@ -86,6 +86,7 @@ def test_keys_are_those_of_the_first_cells() -> None:
         (["--set", "damp=-1"], "damp=-1"),
         (["--set", "damp=high"], "Expecting value"),
         (["--training", "speed=1"], "no setting 'speed'"),
+        (["--training", "dropout=1"], "'1' must be true or false"),
         (["--only", "mode=paper"], "no field 'mode'"),
     ],
 )
@@ -109,15 +110,17 @@ def test_cuts_from_shared_statistics_are_those_of_runs_of_their_own(batches: lis
     witness = Witness(model)
     run = PruningRun.of(model, FisherPruningConfig(flops=0.5, **SHORT), batches, Evaluation(), None)
     shared = SharedStatistics(run)
-    for mode in MODES:
-        # Those that are trained find the statistics that were measured for another budget.
-        config = cell(mode.ablation, mode.recovery, 0.3 if mode.trained else 0.5, settings=SHORT).config
+    cells = [cell(mode.ablation, mode.recovery, settings=SHORT) for mode in MODES]
+    # Those that are trained find the statistics that were measured for another budget.
+    cells += [cell(trained(mode.ablation), mode.recovery, 0.3, settings=SHORT) for mode in MODES]
+    for each in cells:
+        config = each.config
         cut, _ = shared.cut(config)
         alone = prune_model(case("bert", "classification").model(), config, batches)
-        assert cut.plan == alone.plan, mode
+        assert cut.plan == alone.plan, each.title
         with run.applied(config, cut, timed=False) as made:
             for name, value in model.state_dict().items():
-                assert torch.equal(value, alone.model.state_dict()[name]), (mode, name)
+                assert torch.equal(value, alone.model.state_dict()[name]), (each.title, name)
         made.log.roll_back()
     witness.check()
 
@@ -179,7 +182,10 @@ def results() -> AccuracyResults:
                     (cell("after_refit", "weights", flops, task=task, seed=seed), measured(90 - lost, 10.0 + 2 * lost))
                 )
         pairs.append((cell(FULL, "mask_tuning", 0.4, task=task), measured(80, 30.0)))
-        pairs.append((cell("after_refit_trained", flops=0.3, task=task), measured(89, 10.0, training_seconds=100.0)))
+        after = cell("after_refit", flops=0.3, task=task), cell(trained("after_refit"), flops=0.3, task=task)
+        pairs.append((after[0], measured(87 - lost, 10.0)))
+        pairs.append((cell("after_refit", flops=0.3, task=task, seed=1), measured(85, 10.0)))
+        pairs.append((after[1], measured(89, 10.0, training_seconds=100.0)))
     pairs.append((cell("blended", flops=0.5), measured(88, 20.0)))  # of one task only
     return AccuracyResults(pairs)
 
@@ -190,10 +196,9 @@ def test_modes_are_told_by_what_they_lose_and_how_long_they_take() -> None:
     table = {line.split(" | ")[0].strip("| "): line.split("|")[2:-1] for line in mean.splitlines() if "|" in line}
     cells = {title: [text.strip() for text in row] for title, row in table.items()}
     assert cells["Fisher scores"] == ["1.50 ± 0.00", "3.50 ± 0.00", "–", "–", "–"]
-    assert cells["scores after the refit (the default)"] == ["0.50 ± 0.00", "0.50 ± 0.00", "–", "–", "11"]
-    assert cells["scores after the refit, then recovery training"] == ["–", "–", "1.00", "–", "110"]
+    assert cells["scores after the refit (the default)"] == ["0.50 ± 0.00", "0.50 ± 0.00", "4.25 ± 9.53", "–", "11"]
     assert cells["the paper: Fisher scores, rearranged, mask tuning"] == ["–", "10.00", "–", "–", "30"]
-    assert cells["target without training"] == ["≤ 0.5", "≤ 1.0", "≤ 2.0", "≤ 5.0", ""]
+    assert cells["target"] == ["≤ 0.5", "≤ 1.0", "≤ 2.0", "≤ 5.0", ""]
     assert ABLATIONS["blended"].title not in cells
     reached = mean.splitlines()[-1]
     assert reached.startswith(
@@ -205,9 +210,21 @@ def test_modes_are_told_by_what_they_lose_and_how_long_they_take() -> None:
     assert " 88.00 (-2.00) |" in sst2
 
 
+def test_training_is_told_beside_what_was_trained() -> None:
+    report = markdown_report(results(), "dev")
+    means = report.split("after each mode: mean loss over the tasks in points\n\n")[1].split("\n\n")[0].splitlines()
+    _, _, only = [[text.strip() for text in line.split("|")[1:-1]] for line in means]
+    # Of the sample that was trained, without the other one.
+    assert only == ["scores after the refit (the default)", "3.50", "1.00", "–", "–", "100"]
+    sst2 = report.split("after each mode: SST-2, dev\n\n")[1].split("\n\n")[0]
+    assert "| 87.00 (-3.00) | 89.00 (-1.00) |" in sst2
+
+
 def test_there_is_no_table_of_modes_without_any() -> None:
     found = AccuracyResults([(cell(FULL, recovery, 0.5), measured(85)) for recovery in ("none", "weights")])
-    assert "Modes" not in markdown_report(found, "dev")
+    report = markdown_report(found, "dev")
+    assert "Modes" not in report
+    assert "training" not in report
 
 
 # --- the whole, on tiny models ---
@@ -254,8 +271,8 @@ def test_cells_are_measured_once_trained_and_shown(
     assert "train_runtime" not in report
     assert (files / "out" / "accuracy.png").is_file()
     raw = json.loads(output.read_text())["cells"]
-    # Of two tasks: three recoveries, another mode, and a training.
-    assert len(raw) == 2 * 5
+    # Of two tasks: three recoveries, another mode, and a training after two repairs.
+    assert len(raw) == 2 * 6
     for each in raw:
         found = each["measured"]
         assert found["flops_kept"] <= 0.3
@@ -265,8 +282,8 @@ def test_cells_are_measured_once_trained_and_shown(
         (each["task"], each["ablation"]): each["measured"] for each in raw if each["config"]["recovery"] == "weights"
     }
     for task in LABELS:
-        full, trained = by_ablation[task, FULL], by_ablation[task, "full_trained"]
-        assert (full["heads"], full["filters"]) == (trained["heads"], trained["filters"])
+        full, taught = by_ablation[task, FULL], by_ablation[task, "full_trained"]
+        assert (full["heads"], full["filters"]) == (taught["heads"], taught["filters"])
 
     monkeypatch.setattr(accuracy.TaskRuns, "measure", None)
     accuracy.main(options)
