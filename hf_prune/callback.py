@@ -75,7 +75,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self.result: PruningResult | None = None
         check_distillation(temperature, teacher_weight)
         self._checkpoint, self._teacher = checkpoint, teacher
-        self._distilled = {"temperature": temperature, "weight": teacher_weight}
+        self._temperature, self._teacher_weight = temperature, teacher_weight
         self._distillation: Distillation | None = None
         self._pruner: TrainingPruner | None = None
         self._collected = CollectedState()
@@ -120,7 +120,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self._output, self.result = Path(args.output_dir), None
         check_evaluates(config, args)
         if self._teacher is not None:  # before anything is pruned: a name may be wrong, a task another one
-            self._distillation = Distillation(model, teacher_for(model, self._teacher), **self._distilled)
+            teacher = teacher_for(model, self._teacher)
+            self._distillation = Distillation(model, teacher, self._temperature, self._teacher_weight)
         if state.global_step:
             folder = self._resumed_from(args, state, config)
             self._pruner = resume_pruning(model, config, state.max_steps, folder, optimizer)
@@ -206,8 +207,11 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
             tensors = self._collected.take(self._pruner)
             saved[side_file(self._pruner.config)] = write_state(self._pruner, tensors, folder)
         config = self.config.to_dict() if self.config is not None else None
-        arguments: dict[str, Any] = {"config": config, "temperature": self._distilled["temperature"]}
-        arguments["teacher_weight"] = self._distilled["weight"]
+        arguments: dict[str, Any] = {
+            "config": config,
+            "temperature": self._temperature,
+            "teacher_weight": self._teacher_weight,
+        }
         if isinstance(self._teacher, (str, Path)):
             arguments["teacher"] = str(self._teacher)
         return {"args": arguments, "attributes": {"saved": saved}}

@@ -81,10 +81,7 @@ def recover(
         PruningError: a bad request; the model is then as it was, as it is after any other failure.
     """
     check_distillation(temperature, teacher_weight)
-    if not isinstance(dropout, bool):
-        raise PruningError(f"dropout={dropout!r} must be True or False.")
-    if not is_number(hidden_weight) or hidden_weight < 0:
-        raise PruningError(f"hidden_weight={hidden_weight!r} must be a number of at least 0.")
+    _check_settings(hidden_weight, dropout, training_args)
     _check_trainable(model)
     teaching = teacher_for(model, teacher)
     layers = describe_model(model).layers if lora or hidden_weight else ()
@@ -108,6 +105,19 @@ def recover(
         metrics = {} if eval_dataset is None else evaluate_model(model, eval_dataset, compute_metrics, data_collator)
         _renew_metrics(model, metrics)
     return model
+
+
+def _check_settings(hidden_weight: float, dropout: bool, training_args: TrainingArguments | None) -> None:
+    if not is_number(hidden_weight) or hidden_weight < 0:
+        raise PruningError(f"hidden_weight={hidden_weight!r} must be a number of at least 0.")
+    if not isinstance(dropout, bool):
+        raise PruningError(f"dropout={dropout!r} must be True or False.")
+    smoothing = training_args.label_smoothing_factor if training_args is not None else 0.0
+    if smoothing:
+        raise PruningError(
+            f"label_smoothing_factor={smoothing} makes the Trainer compute a loss of its own, in which the teacher has"
+            " no part: leave it at 0."
+        )
 
 
 def _check_trainable(model: Any) -> None:
@@ -192,9 +202,9 @@ def _taught(
 ) -> Iterator[None]:
     """The student's own loss is mixed with what the teacher says of it."""
     if hidden_weight:
-        distillation: Distillation = DeepDistillation(student, teacher, layers, hidden_weight, **shares)
+        distillation: Distillation = DeepDistillation(student, teacher, layers, hidden_weight, **shares, labelled=False)
     else:
-        distillation = Distillation(student, teacher, **shares)
+        distillation = Distillation(student, teacher, **shares, labelled=False)
     try:
         yield
     finally:

@@ -214,6 +214,10 @@ class TestRefusals:
         with pytest.raises(PruningError, match="not a PeftModel; merge adapters first"):
             recover(model, bert(), ROWS)  # type: ignore[arg-type]
 
+    def test_a_loss_of_the_trainers_own(self, tmp_path: Path) -> None:
+        with pytest.raises(PruningError, match=r"label_smoothing_factor=0\.1 makes the Trainer"):
+            recover(bert(), BERT.model(seed=1), ROWS, training_args=arguments(tmp_path, label_smoothing_factor=0.1))
+
     def test_adapters_that_fit_nowhere(self) -> None:
         model = bert()
         witness = Witness(model)

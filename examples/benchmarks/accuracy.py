@@ -5,8 +5,8 @@ scores, three calibration samples of 2,048 train rows; at 0.6 and 0.4 also the a
 search, with and without rearrangement, every layer alike, other importance metrics, 512 and 4,096 examples. From 0.5
 down the modes: the paper's beside the refit of weights with its scores, with scores that count on the refit, blended
 ones and scores without labels, and iterative; at 0.3 and 0.2 also what an epoch of recovery training on
-8,000 rows adds to each. Targets, for the mean loss over both tasks: at most 1.0 point at 0.5 of the FLOPs with the paper's
-scores and the refit; with the best mode 0.5 at 0.5, 1.0 at 0.4, 2.0 at 0.3 and 5.0 at 0.2.
+8,000 rows adds to each. Targets, for the mean loss over both tasks: at most 1.0 point at 0.5 of the FLOPs with the
+paper's scores and the refit; with the best mode 0.5 at 0.5, 1.0 at 0.4, 2.0 at 0.3 and 5.0 at 0.2.
 
 Seconds are those of the whole pruning, as if each cell had been alone; the result is not timed. Every cell is kept in
 the cache as soon as it is measured; a run that was interrupted goes on where it stopped. Choose settings with

@@ -63,24 +63,33 @@ class Distillation:
 
     While the model is in training mode, its loss becomes (1 − weight) · loss + weight · teacher's part: the mean over
     examples, or in language models and token classification over the labelled tokens, of `distillation_loss`; of
-    question answering the mean of start and end. With a weight of 1 data needs no labels; every token that is not
-    padding counts then.
+    question answering the mean of start and end. Data without labels will do where that is said, and the weight is 1;
+    every token that is not padding counts then.
 
     Args:
         model: the student, a Transformers model or a PEFT model around one.
         teacher: a model of the same task with the same classes; until `remove()` it is in evaluation mode, and frozen.
         temperature: softens both distributions.
         weight: the teacher's share of the loss, above 0 and at most 1.
+        labelled: whether a model that returns no loss is an error: its trainer may have kept the labels to itself, for
+            a loss in which the teacher has no part.
 
     Raises:
         PruningError: a number is out of range.
     """
 
     def __init__(
-        self, model: nn.Module, teacher: PreTrainedModel, temperature: float = 2.0, weight: float = 0.5
+        self,
+        model: nn.Module,
+        teacher: PreTrainedModel,
+        temperature: float = 2.0,
+        weight: float = 0.5,
+        *,
+        labelled: bool = True,
     ) -> None:
         check_distillation(temperature, weight)
         self._teacher, self._temperature, self._weight = teacher, temperature, weight
+        self._needs_loss = labelled or weight < 1
         self._still = ExitStack()
         self._still.enter_context(frozen(teacher))
         self._accepted = set(inspect.signature(teacher.forward).parameters)
@@ -96,11 +105,11 @@ class Distillation:
         if not module.training or not torch.is_grad_enabled():
             return None
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        if not isinstance(output, ModelOutput) or (output.get("loss") is None and self._weight < 1):
+        if not isinstance(output, ModelOutput) or (output.get("loss") is None and self._needs_loss):
             raise PruningError(
                 f"{type(module).__name__} returned no loss of its own to put the teacher's part into: distillation"
-                " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False. Where"
-                " data has no labels, let the teacher have all of the loss (teacher_weight=1)."
+                " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False. Data"
+                " without labels is for recover(teacher_weight=1)."
             )
         part = self._part(inputs, output)
         output["loss"] = part if self._weight == 1 else (1 - self._weight) * output["loss"] + self._weight * part

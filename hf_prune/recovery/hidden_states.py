@@ -40,7 +40,7 @@ class DeepDistillation(Distillation):
         teacher: a model of the same task with the same layers, of any sizes inside.
         layers: paths of the layers, the same in both.
         hidden_weight: of the hidden states beside the logits, above 0.
-        temperature, weight: as for `Distillation`.
+        temperature, weight, labelled: as for `Distillation`.
     """
 
     def __init__(
@@ -51,8 +51,10 @@ class DeepDistillation(Distillation):
         hidden_weight: float,
         temperature: float = 2.0,
         weight: float = 0.5,
+        *,
+        labelled: bool = True,
     ) -> None:
-        super().__init__(model, teacher, temperature, weight)
+        super().__init__(model, teacher, temperature, weight, labelled=labelled)
         self._inner, self._hidden_weight = inner_model(model), hidden_weight
         # In the order of the calls: a layer may run several times.
         self._learnt: list[tuple[str, torch.Tensor]] = []
