@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
@@ -201,17 +201,24 @@ class CalibrationData:
                 f"A calibration batch with the keys {', '.join(map(str, batch)) or '(none)'} holds no tensor named"
                 f" {' or '.join(self._inputs)}, which {type(self._model).__name__} reads. {ADVICE}"
             )
-        return kept | self._decoder_inputs(kept)
+        return kept | decoder_inputs(self._model, kept, self._accepted)
 
-    def _decoder_inputs(self, batch: Batch) -> Batch:
-        """What a decoder reads, which models make of the labels: so that it is there without the labels, too."""
-        labels = batch.get("labels")
-        own = ("decoder_input_ids", "decoder_inputs_embeds")
-        generates = getattr(self._model.config, "is_encoder_decoder", False) and own[0] in self._accepted
-        if not generates or any(batch.get(name) is not None for name in own) or not _are_token_labels(labels):
-            return {}
-        shift = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
-        return {own[0]: _shifted(labels, self._model.config) if shift is None else shift(labels=labels)}
+
+def decoder_inputs(model: PreTrainedModel, batch: Batch, accepted: Collection[str]) -> Batch:
+    """What a decoder reads, which models make of the labels: so that it is there without the labels, too.
+
+    Args:
+        model: any; nothing is made for those that are no encoder-decoders.
+        batch: with labels or without.
+        accepted: the names of the model's inputs.
+    """
+    labels = batch.get("labels")
+    own = ("decoder_input_ids", "decoder_inputs_embeds")
+    generates = getattr(model.config, "is_encoder_decoder", False) and own[0] in accepted
+    if not generates or any(batch.get(name) is not None for name in own) or not _are_token_labels(labels):
+        return {}
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    return {own[0]: _shifted(labels, model.config) if shift is None else shift(labels=labels)}
 
 
 def _are_token_labels(labels: Any) -> TypeGuard[torch.Tensor]:

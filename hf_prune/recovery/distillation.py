@@ -18,36 +18,50 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..calibration import predicted_tokens
+from ..calibration import decoder_inputs
 from ..errors import PruningError
-from ..rows import IGNORED
 from ..scores import frozen
-from ..scores.model_labels import is_causal
+from ..scores.model_labels import Prediction
+from .own_loss import counted_outputs, kind_of_outputs, scale_of_loss
 
 # Heads whose outputs have one distribution for each of these names.
 _LOGITS = ("logits", "start_logits", "end_logits", "prediction_logits")
 
 
 def distillation_loss(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    mask: torch.Tensor | None = None,
+    prediction: Prediction = "classes",
 ) -> torch.Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), summed over the last axis and over all rows that count.
+    """How far the student is from the teacher, summed over all rows that count.
 
-    One value per row is a regression: the squared difference then, without a temperature.
+    Classes: T² · KL(softmax(teacher / T) ‖ softmax(student / T)). Labels, which are independent: the mean over them of
+    the same for each label's two probabilities, by the logistic function. Numbers: the mean of the squared differences,
+    without a temperature.
 
     Args:
-        student, teacher: `[..., classes]`.
+        student, teacher: `[..., outputs]`.
         temperature: T.
         mask: bool `[...]`, which rows count; None for all.
+        prediction: what the outputs stand for.
     """
     student, teacher = student.float(), teacher.float()
-    if student.shape[-1] == 1:
-        rows = (student - teacher).square().sum(-1)
+    if prediction == "numbers":
+        rows = (student - teacher).square().mean(-1)
     else:
-        wanted = F.log_softmax(teacher / temperature, dim=-1)
-        found = F.log_softmax(student / temperature, dim=-1)
-        rows = temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+        found, wanted = (_log_chances(logits / temperature, prediction) for logits in (student, teacher))
+        divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+        rows = temperature**2 * (divergence if prediction == "classes" else divergence.mean(-1))
     return (rows if mask is None else rows[mask]).sum()
+
+
+def _log_chances(logits: torch.Tensor, prediction: Prediction) -> torch.Tensor:
+    """`[..., classes]`; for labels `[..., labels, 2]`, of each that it is there and that it is not."""
+    if prediction == "classes":
+        return F.log_softmax(logits, dim=-1)
+    return torch.stack((F.logsigmoid(logits), F.logsigmoid(-logits)), dim=-1)
 
 
 def check_distillation(temperature: float, weight: float) -> None:
@@ -111,18 +125,17 @@ class Distillation:
                 " works with the model's loss, not with label smoothing, compute_loss_func or return_dict=False. Data"
                 " without labels is for recover(teacher_weight=1)."
             )
-        part = self._part(inputs, output)
+        part = scale_of_loss(self._teacher, inputs, output) * self._part(inputs, output)
         output["loss"] = part if self._weight == 1 else (1 - self._weight) * output["loss"] + self._weight * part
         return output
 
     def _part(self, inputs: Mapping[str, Any], output: ModelOutput) -> torch.Tensor:
-        """The teacher's part of the loss, on the scale of the model's own."""
+        """The teacher's part of the loss, a mean over the rows of this call that count."""
         known = {name: value for name, value in inputs.items() if name in self._accepted and not _is_label(name)}
+        known |= decoder_inputs(self._teacher, dict(inputs), self._accepted)
         with torch.no_grad():
             taught = self._teacher(**known)
         names = [name for name in _LOGITS if isinstance(output.get(name), torch.Tensor)]
-        # Only the losses of causal language models divide by the number of tokens that they are told.
-        items = inputs.get("num_items_in_batch") if is_causal(self._teacher) else None
         parts = []
         for name in names:
             student, teacher = output[name], taught.get(name)
@@ -132,9 +145,12 @@ class Distillation:
                     f"The teacher's {name} have the shape {shape}, the student's {tuple(student.shape)}: both must have"
                     " the same task and the same classes."
                 )
-            mask = _counted(student, self._teacher, inputs)
-            total = distillation_loss(student, teacher.to(student.device), self._temperature, mask)
-            parts.append(total / _divisor(student, mask, items))
+            prediction = kind_of_outputs(self._teacher, name, student, inputs.get("labels"))
+            if prediction == "replaced":
+                student, teacher, prediction = student[..., None], teacher[..., None], "labels"
+            mask = counted_outputs(self._teacher, student, inputs)
+            total = distillation_loss(student, teacher.to(student.device), self._temperature, mask, prediction)
+            parts.append(total / (student[..., 0].numel() if mask is None else mask.sum().clamp(min=1)))
         if not parts:
             raise PruningError(f"{type(self._teacher).__name__} gives no logits that a student could learn from.")
         return torch.stack(parts).mean()
@@ -142,26 +158,3 @@ class Distillation:
 
 def _is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
-
-
-def _counted(student: torch.Tensor, teacher: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Which rows of `[..., classes]` have a label, or without labels are no padding; None for all."""
-    labels = inputs.get("labels")
-    counted = predicted_tokens(teacher, dict(inputs)) if labels is None else _labelled(labels)
-    if counted is None or counted.dim() < 2 or counted.shape != student.shape[:-1]:
-        return None
-    if is_causal(teacher):
-        counted = F.pad(counted, (0, 1), value=False)[..., 1:]
-    return counted.to(student.device)
-
-
-def _labelled(labels: Any) -> torch.Tensor | None:
-    """Where labels say something, of their shape; None for those that are no classes."""
-    return labels != IGNORED if isinstance(labels, torch.Tensor) and not labels.is_floating_point() else None
-
-
-def _divisor(student: torch.Tensor, mask: torch.Tensor | None, items: Any) -> Any:
-    """What the model's own loss is divided by: examples or labelled tokens, or those of the whole accumulated batch."""
-    if mask is None:
-        return student[..., 0].numel()
-    return items if items is not None else mask.sum().clamp(min=1)

@@ -13,8 +13,7 @@ from transformers.utils import ModelOutput
 
 from ..anatomy.layer_calls import hidden_of
 from ..anatomy.matrices import inner_model
-from ..scores.model_labels import is_causal
-from .distillation import IGNORED, Distillation
+from .distillation import Distillation
 from .streams import valid_positions
 
 
@@ -82,14 +81,7 @@ class DeepDistillation(Distillation):
             for (layer, found), (_, wanted) in zip(self._learnt, self._taught, strict=True)
         ]
         self._begin()
-        return part + self._hidden_weight * self._share(inputs) * torch.stack(distances).mean()
-
-    def _share(self, inputs: Mapping[str, Any]) -> Any:
-        """The batch's share of the labelled tokens that a causal language model's loss is divided by, else 1."""
-        items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-        if items is None or labels is None or not is_causal(self._inner):
-            return 1
-        return (labels[..., 1:] != IGNORED).sum() / items
+        return part + self._hidden_weight * torch.stack(distances).mean()
 
 
 def _recorder(layer: str, states: list[tuple[str, torch.Tensor]]) -> Callable[[nn.Module, Any, Any], None]:

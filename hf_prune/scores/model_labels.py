@@ -7,11 +7,13 @@ elsewhere (language models, token classification, question answering) one label 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
@@ -146,7 +148,8 @@ def _expected_gradients(
                     f"The outputs for calibration batch {index} are not finite. Look for overflow in half precision or"
                     " NaN in the inputs."
                 )
-            prediction, values = _prediction(model, batch, logits.shape[1]), logits.detach().double()
+            values = logits.detach().double()
+            prediction = kind_of_prediction(model, batch.get("labels"), logits.shape[1])
             for coefficients in _coefficients(values, prediction, seed=index):
                 direction = label_direction(values, coefficients, prediction).to(logits.dtype)
                 gradients = weighted_gradients([logits], gates, [direction])
@@ -192,8 +195,22 @@ def with_drawn_labels(model: PreTrainedModel, batch: Batch, seed: int) -> Batch:
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Whether the loss compares each position's prediction with the next label."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    """Whether the model's loss compares each position's prediction with the next label.
+
+    That of some decoders (`BartForCausalLM` and its kin) does not: their labels are shifted already.
+    """
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and _shifts_labels(type(model))  # type: ignore[arg-type]
+
+
+@cache
+def _shifts_labels(model_class: type[PreTrainedModel]) -> bool:
+    """Whether a language model's code takes the loss that shifts labels, or shifts them itself."""
+    forwards = [vars(parent)["forward"] for parent in model_class.__mro__ if "forward" in vars(parent)]
+    try:
+        sources = [inspect.getsource(forward) for forward in forwards[:-1]]  # the last is torch's own
+    except (OSError, TypeError):  # made in a session without files
+        return True
+    return any(word in source for source in sources for word in ("loss_function", "shift_labels"))
 
 
 def _predictions(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
@@ -234,10 +251,9 @@ def _check_independence(model: PreTrainedModel, anatomy: ModelAnatomy, pair: Bat
         )
 
 
-def _prediction(model: PreTrainedModel, batch: Batch, outputs: int) -> Prediction:
+def kind_of_prediction(model: PreTrainedModel, labels: Any, outputs: int) -> Prediction:
     """What a model's outputs for an example are, as its own loss functions understand them."""
     kind = getattr(model.config, "problem_type", None)
-    labels = batch.get("labels")
     several = isinstance(labels, torch.Tensor) and labels.is_floating_point() and labels.dim() == 2
     if kind == "regression" or (kind is None and outputs == 1):
         return "numbers"
