@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ class RecoveryArguments:
         default=16, metadata={"help": "Of the adapters that are trained and merged; 0: all weights."}
     )
     temperature: float = field(default=2.0, metadata={"help": "Softens what teacher and student say."})
-    teacher_weight: float = field(default=0.5, metadata={"help": "The teacher's share of the loss."})
+    teacher_weight: float = field(
+        default=0.5, metadata={"help": "The teacher's share of the loss; with 1 no labels are needed."}
+    )
     hidden_weight: float = field(default=0.0, metadata={"help": "Of the hidden states beside the teacher's logits."})
     dropout: bool = field(default=False, metadata={"help": "Train with the model's dropout."})
 
@@ -73,14 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = task.model_class.from_pretrained(name, dtype="float32")
     how = Preparation(tokenizer, config, data_args.max_seq_length, data_args, training_args.seed)
 
-    def prepared(rows: Dataset | None, count: int | None) -> Dataset | None:
-        return None if rows is None else task.prepare(sample(rows, count, training_args.seed), how)
+    def prepared(rows: Dataset | None, count: int | None, labelled: bool = True) -> Dataset | None:
+        how_rows = replace(how, labelled=labelled)
+        return None if rows is None else task.prepare(sample(rows, count, training_args.seed), how_rows)
 
     train_rows, eval_rows = load_rows(data_args)
+    needed = recovery_args.teacher_weight < 1 or (train_rows is not None and task.has_labels(train_rows, data_args))
     recover(
         model,
         model_args.teacher_name_or_path,
-        prepared(train_rows, data_args.max_train_samples),
+        prepared(train_rows, data_args.max_train_samples, labelled=needed),
         eval_dataset=prepared(eval_rows, data_args.max_eval_samples),
         compute_metrics=task.metrics_for(config),
         data_collator=task.collator(tokenizer),

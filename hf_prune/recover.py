@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.pytorch_utils import Conv1D
 
 from .anatomy import UndoLog, describe_model
 from .callback import teacher_for
@@ -21,14 +19,15 @@ from .gates import check_bare
 from .pruning_run import undone_on_failure
 from .recovery import Distillation, check_distillation
 from .recovery.hidden_states import DeepDistillation
+from .recovery.low_rank import adapted, lora_config, trained_copies
 from .recovery.steady_training import steady
+from .recovery.training_traces import traces_removed
 from .report.evaluate import evaluate_model
 from .setting_checks import is_number
 from .surgery.metadata import pruning_of
 from .surgery.metadata_writing import write_metrics
 from .surgery.weight_metadata import weights_of
 
-LORA_RANK = 16
 LORA_RATE = 5e-4
 FULL_RATE = 5e-5
 
@@ -86,10 +85,11 @@ def recover(
     teaching = teacher_for(model, teacher)
     layers = describe_model(model).layers if lora or hidden_weight else ()
     _check_teacher(model, teaching, layers if hidden_weight else None)
-    adapters = _lora_config(model, layers, lora)
-    settled = [] if dropout else list(model.modules())  # adapters keep the dropout that they were given
+    adapters = lora_config(model, layers, lora)
+    own = list(model.modules())  # adapters keep the dropout that they were given
     with tempfile.TemporaryDirectory() as folder, _settings_kept(model), undone_on_failure(model, UndoLog(), True):
-        with _adapted(model, adapters) as student:
+        with traces_removed(model), adapted(model, adapters) as student:
+            settled = [] if dropout else [*own, *trained_copies(student)]
             trainer = Trainer(
                 student,
                 training_args or _default_arguments(model, folder, adapters is not None),
@@ -118,6 +118,12 @@ def _check_settings(hidden_weight: float, dropout: bool, training_args: Training
             f"label_smoothing_factor={smoothing} makes the Trainer compute a loss of its own, in which the teacher has"
             " no part: leave it at 0."
         )
+    noise = training_args.neftune_noise_alpha if training_args is not None else None
+    if noise is not None and not dropout:
+        raise PruningError(
+            f"neftune_noise_alpha={noise} adds noise in training mode only, and the model trains as in evaluation: set"
+            " dropout=True, or leave it out."
+        )
 
 
 def _check_trainable(model: Any) -> None:
@@ -126,6 +132,11 @@ def _check_trainable(model: Any) -> None:
         raise PruningError(
             f"recover trains a Transformers model, not a {type(model).__name__}; merge adapters first"
             " (merge_and_unload)."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise PruningError(
+            f"{type(model).__name__} has adapters on it (add_adapter, load_adapter). Take them off with delete_adapter,"
+            " or merge them with PEFT before."
         )
     check_bare(model)
     if weights_of(model.config) is not None:
@@ -148,52 +159,6 @@ def _check_teacher(model: PreTrainedModel, teacher: PreTrainedModel, layers: Seq
             f"hidden_weight= compares layers of the same name, and the teacher's {len(theirs or ())} layers are not the"
             f" model's {len(layers or ())}: removed layers have no counterpart. Leave hidden_weight at 0."
         )
-
-
-def _lora_config(model: PreTrainedModel, layers: Sequence[str], lora: bool | LoraConfig) -> LoraConfig | None:
-    """The adapters to train; None for all weights.
-
-    Raises:
-        PruningError: there is nothing that adapters could be put on.
-    """
-    if not lora:
-        return None
-    config = copy.copy(lora) if isinstance(lora, LoraConfig) else LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK)
-    if config.target_modules is None:
-        targets = {
-            f"{layer}.{name}": module
-            for layer in layers
-            for name, module in model.get_submodule(layer).named_modules()
-            # What a cut has left empty has no weight to adapt; subclasses may use theirs without calling the module.
-            if type(module) in (nn.Linear, Conv1D) and module.weight.numel()
-        }
-        if not targets:
-            raise PruningError(
-                f"The layers of {type(model).__name__} have no linear projections for adapters: train all weights"
-                " (lora=False), or name modules in a LoraConfig."
-            )
-        config.target_modules = set(targets)
-        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in targets.values())
-    return config
-
-
-@contextmanager
-def _adapted(model: PreTrainedModel, config: LoraConfig | None) -> Iterator[nn.Module]:
-    """The model with adapters, which are merged at the end, or dropped if anything fails."""
-    if config is None:
-        yield model
-        return
-    try:
-        student = get_peft_model(model, config)
-    except ValueError as error:
-        vars(model).pop("peft_config", None)
-        raise PruningError(f"PEFT puts no such adapters on {type(model).__name__}: {error}") from error
-    try:
-        yield student
-        student.merge_and_unload(safe_merge=True)
-    except BaseException:
-        student.unload()
-        raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_prune import (
     prune_model,
     recover,
 )
+from hf_prune.recovery import low_rank
 from tests.conformance.plans import difference, run
 from tests.small_models import case, sizes
 from tests.training.runs import BERT, arguments, assert_same, bert, rows, weights
@@ -106,7 +108,7 @@ def test_merged_adapters_say_what_they_said_before(tmp_path: Path, monkeypatch: 
         student.base_model.merge_and_unload = merged
         return student
 
-    monkeypatch.setattr(RECOVER, "get_peft_model", watched)
+    monkeypatch.setattr(low_rank, "get_peft_model", watched)
     model = pruned()
     before = run(model, BATCH)
     recovered(model, bert(), tmp_path)
@@ -144,6 +146,30 @@ def test_training_goes_without_dropout(lora: bool, checkpointed: bool, tmp_path:
     assert_same(trained(False, 0.3), without)
     with pytest.raises(AssertionError):
         assert_same(trained(True, 0.3), without)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_a_head_that_is_trained_beside_the_adapters(probability: float, tmp_path: Path) -> None:
+    """PEFT trains a copy of it; the model's own module gets what that has learnt."""
+    rates = {"hidden_dropout_prob": probability, "attention_probs_dropout_prob": probability}
+    model = case("roberta", "classification").model(**rates).requires_grad_(False)
+    modules, before = dict(model.named_modules()), weights(model)
+    config = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+    torch.manual_seed(0)  # of the adapters
+    teacher = case("roberta", "classification").model(seed=1)
+    args = arguments(tmp_path, max_steps=3, learning_rate=1e-2)
+    recover(model, teacher, ROWS, training_args=args, lora=config)
+    assert dict(model.named_modules()) == modules
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"roberta", "classifier"}
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    if not LEARNT:
+        LEARNT.update(weights(model))
+    assert_same(weights(model), LEARNT)  # with dropout and without
+
+
+LEARNT: dict[str, torch.Tensor] = {}
 
 
 def test_data_without_labels_will_do(tmp_path: Path) -> None:
@@ -193,6 +219,37 @@ def test_a_failed_training_leaves_the_model(
     witness.check()
 
 
+TRACES = {
+    "mixed precision": {"bf16": True},
+    "checkpointing": {"activation_checkpointing": True},
+    "noise": {"neftune_noise_alpha": 5.0},
+}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("lora", [LoraConfig(target_modules=["query"], modules_to_save=["classifier"]), False])
+@pytest.mark.parametrize("trace", TRACES)
+def test_a_training_leaves_no_traces_on_modules(
+    trace: str, lora: Any, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert()
+    witness, modules = Witness(model), dict(model.named_modules())
+    before = {name: {*vars(module)} for name, module in modules.items()}
+    if fails:
+        monkeypatch.setattr(RECOVER, "_renew_metrics", None)
+    args = arguments(tmp_path, max_steps=2, **TRACES[trace])
+    with pytest.raises(TypeError) if fails else nullcontext():
+        recover(model, BERT.model(seed=1), ROWS, training_args=args, lora=lora, dropout=True)
+    assert dict(model.named_modules()) == modules
+    assert {name: {*vars(module)} for name, module in modules.items()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+    assert not model.is_activation_checkpointing
+    if fails:
+        for parameter in model.parameters():
+            parameter.grad = None
+        witness.check()
+
+
 class TestRefusals:
     def test_itself_as_teacher(self) -> None:
         model = bert()
@@ -218,6 +275,24 @@ class TestRefusals:
         with pytest.raises(PruningError, match=r"label_smoothing_factor=0\.1 makes the Trainer"):
             recover(bert(), BERT.model(seed=1), ROWS, training_args=arguments(tmp_path, label_smoothing_factor=0.1))
 
+    def test_adapters_that_transformers_has_put_on(self) -> None:
+        model = bert()
+        model.add_adapter(LoraConfig(target_modules=["query"]))
+        with pytest.raises(PruningError, match=r"has adapters on it.*delete_adapter"):
+            recover(model, bert(), ROWS)
+
+    def test_adapters_that_fit_only_in_part(self) -> None:
+        model = bert()
+        witness, modules = Witness(model), dict(model.named_modules())
+        with pytest.raises(PruningError, match="PEFT puts no such adapters"):
+            recover(model, bert(), ROWS, lora=LoraConfig(target_modules=["query", "attention.output.LayerNorm"]))
+        assert dict(model.named_modules()) == modules
+        witness.check()
+
+    def test_noise_that_would_not_be_there(self, tmp_path: Path) -> None:
+        with pytest.raises(PruningError, match=r"neftune_noise_alpha=5\.0 adds noise in training mode only"):
+            recover(bert(), BERT.model(seed=1), ROWS, training_args=arguments(tmp_path, neftune_noise_alpha=5.0))
+
     def test_adapters_that_fit_nowhere(self) -> None:
         model = bert()
         witness = Witness(model)
@@ -232,6 +307,9 @@ class TestRefusals:
             ({"teacher_weight": 0.0}, r"weight=0.0 must lie in \(0, 1\]"),
             ({"hidden_weight": -1.0}, "hidden_weight=-1.0 must be a number of at least 0"),
             ({"dropout": 0.1}, "dropout=0.1 must be True or False"),
+            ({"lora": 8}, "lora=8 must be True, False"),
+            ({"lora": None}, "lora=None must be True, False"),
+            ({"lora": LoraConfig(layers_to_transform=[0])}, r"layers_to_transform=\[0\] chooses among target_modules"),
         ],
     )
     def test_settings(self, settings: dict[str, Any], message: str) -> None:

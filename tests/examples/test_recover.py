@@ -13,9 +13,9 @@ from hf_prune import MagnitudePruningConfig, prune_model
 from tests.examples.conftest import RunScript
 
 
-@pytest.mark.parametrize("rank", [2, 0])
+@pytest.mark.parametrize(("rank", "told"), [(2, True), (0, True), (2, False)])
 def test_a_pruned_classifier_learns_from_the_dense_one(
-    rank: int, run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+    rank: int, told: bool, run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
 ) -> None:
     labels = {"label2id": {"negative": 0, "positive": 1}, "id2label": {0: "negative", 1: "positive"}}
     dense = BertForSequenceClassification.from_pretrained(base_model, **labels)
@@ -27,11 +27,17 @@ def test_a_pruned_classifier_learns_from_the_dense_one(
             prune_model(dense, MagnitudePruningConfig(flops=0.5, round_to=1, latency_batch_size=2))
         dense.save_pretrained(tmp_path / folder)
         tokenizer.save_pretrained(tmp_path / folder)
+    train, weight = labelled, 0.5
+    if not told:  # the teacher says it all
+        train, weight = tmp_path / "texts.tsv", 1.0
+        header, *lines = [line.split("\t") for line in labelled.read_text().splitlines()]
+        column = header.index("sentence")
+        train.write_text("\n".join(row[column] for row in (header, *lines)) + "\n")
     run_script(
         "recover.py", "--model_name_or_path", tmp_path / "small", "--teacher_name_or_path", tmp_path / "dense",
-        "--train_file", labelled, "--validation_file", labelled, "--text_column", "sentence", "--lora_rank", rank,
+        "--train_file", train, "--validation_file", labelled, "--text_column", "sentence", "--lora_rank", rank,
         "--output_dir", tmp_path / "out", "--max_steps", 3, "--learning_rate", 1e-2, "--use_cpu", "--report_to", "none",
-        "--save_strategy", "no", "--hidden_weight", 0.5,
+        "--save_strategy", "no", "--hidden_weight", 0.5, "--teacher_weight", weight,
     )  # fmt: skip
     small, found = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("small", "out"))
     assert found.config.pruning["blocks"] == small.config.pruning["blocks"]
