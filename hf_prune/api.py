@@ -16,7 +16,15 @@ from .errors import PruningError
 from .metric_budget import MetricBudgetConfig
 from .metric_floor import check_evaluates, smallest_holding
 from .offloading import is_offloaded
-from .pruning_run import Evaluation, Metrics, PruningRun, calibration_for, in_own_precision, undone_on_failure
+from .pruning_run import (
+    Evaluation,
+    Metrics,
+    PruningRun,
+    calibration_for,
+    in_own_precision,
+    tokenizer_of,
+    undone_on_failure,
+)
 from .report.clock import StageClock
 from .report.result import PruningResult
 from .strategies.training import TrainingPruner
@@ -79,7 +87,8 @@ def prune_model(
         run = PruningRun.of(model, config, calibration_data, evaluation, accelerator, resume_dir)
         result = _prune_units(run, config, retrain)
         run.data.steps.remove()
-    return replace(result, tokenizer=evaluation.tokenizer)
+    collator = getattr(calibration_data, "collate_fn", None)  # of a DataLoader
+    return replace(result, tokenizer=evaluation.tokenizer or tokenizer_of(collator))
 
 
 def check_one_shot(config: Any) -> None:
@@ -114,7 +123,7 @@ def _prune_units(
         # The metadata is written by now, so the checkpoints of a Trainer can be loaded.
         if retrain is not None:
             with run.clock("retraining"):
-                retrain(run.model).train()
+                _trainer_of(retrain, run.model).train()
         report = replace(run.measured(made.report), stages=run.clock.seconds)
     return PruningResult(run.model, made.cut.plan, report, config, curve=curve)
 
@@ -153,7 +162,7 @@ def _prune_weights(
             result = pruner.finish()
             if retrain is not None:
                 with clock("retraining"):
-                    retrain(model).train()
+                    _trainer_of(retrain, model).train()
                 measure("pruned")
     except BaseException:
         pruner.abandon()
@@ -162,3 +171,13 @@ def _prune_weights(
         raise
     write_metrics([model.config], metrics)
     return replace(result, report=replace(result.report, stages=clock.seconds, metrics=metrics))
+
+
+def _trainer_of(retrain: Callable[[PreTrainedModel], Trainer], model: PreTrainedModel) -> Trainer:
+    trainer = retrain(model)
+    if not callable(getattr(trainer, "train", None)):
+        raise PruningError(
+            f"retrain= returned a {type(trainer).__name__}: it is a function that makes a Trainer for the pruned model,"
+            " which is trained then."
+        )
+    return trainer

@@ -165,13 +165,19 @@ class CalibrationData:
         return value if self.processes == 1 else told_by_first(value)
 
     def _as_batches(self, data: Any, collator: Collator, batch_size: int) -> Iterable[Any]:
+        if isinstance(data, Mapping):
+            one = any(name in data for name in self._inputs)
+            advice = "one batch: pass a list of batches" if one else "no rows and no batches: pass one of its values"
+            raise PruningError(
+                f"The calibration data is a {type(data).__name__} of {', '.join(map(str, data))}, which is {advice}."
+            )
         if isinstance(data, Dataset):
             unused = [name for name in data.column_names if LABEL_COLUMNS.get(name, name) not in self._accepted]
             if len(unused) == len(data.column_names):
                 raise PruningError(no_argument(data.column_names, self._accepted))
             return row_batches(data.remove_columns(unused), collator, batch_size)
         if is_map_style(data) and len(data) and is_row(data[0], self._inputs):
-            return row_batches(data, collator, batch_size)
+            return row_batches(data, self._without_unused(collator), batch_size)
         if not isinstance(data, Iterable):
             raise PruningError(
                 f"Calibration data of type {type(data).__name__} cannot be read: pass a Dataset of tokenised rows, a"
@@ -180,8 +186,23 @@ class CalibrationData:
         if isinstance(data, Iterator):
             data = list(data)
         if is_row(next(iter(data), None), self._inputs):  # a stream of rows, as `datasets` gives with streaming=True
-            return row_batches(list(data), collator, batch_size)
+            return row_batches(list(data), self._without_unused(collator), batch_size)
         return data
+
+    def _without_unused(self, collator: Collator) -> Collator:
+        """A collator that gets of tokenised rows what the model takes, as the Trainer's do.
+
+        Rows with nothing of that are for a collator that tokenises.
+        """
+
+        def used(row: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in row.items() if LABEL_COLUMNS.get(name, name) in self._accepted}
+
+        def collate(rows: list[Mapping[str, Any]]) -> Any:
+            tokenised = any(name in rows[0] for name in self._inputs)
+            return collator([used(row) for row in rows] if tokenised else rows)
+
+        return collate
 
     def _prepare(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):

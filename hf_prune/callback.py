@@ -16,6 +16,7 @@ from .anatomy import inner_model
 from .config import AutoPruningConfig, PruningConfig, training_for
 from .errors import PruningError
 from .processes import process_count, wait_for_all
+from .pruning_run import tokenizer_of
 from .recovery import Distillation, check_distillation
 from .report.result import PruningResult
 from .report.tasks import task_of
@@ -81,6 +82,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         self._collected = CollectedState()
         self._output: Path | None = None
         self._met = False
+        self._evaluated: int | None = None  # the step of the last evaluation
         self._unfreeze: Callable[[], None] | None = None
         install_log_hook()
 
@@ -146,7 +148,9 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gets ready for a checkpoint."""
+        """Gets ready for a checkpoint; a level that has just been evaluated is not evaluated once more."""
+        if self._evaluated == state.global_step:
+            control.should_evaluate = False
         if control.should_save:
             self._collected.collect(self._pruner)
 
@@ -159,6 +163,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         **kwargs: Any,
     ) -> None:
         """Records a level of a strategy's trade-off curve with what its evaluation gave."""
+        self._evaluated = state.global_step
         evaluate_level(self._pruner, state, metrics or {})
         if args.save_strategy == SaveStrategy.BEST:
             self._collected.collect(self._pruner)
@@ -177,6 +182,8 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         if not self._pruner.reached:
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
         self.result = self._pruner.finish()
+        collator = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
+        self.result.tokenizer = kwargs.get("processing_class") or tokenizer_of(collator)
         self._pruner = None
         self._thaw()
 

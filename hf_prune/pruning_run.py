@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 
+def tokenizer_of(collator: Any) -> Any:
+    """What a data collator tokenises with, also within the Trainer's own around it; None where it has nothing."""
+    return getattr(getattr(collator, "data_collator", collator), "tokenizer", None)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What metrics are measured on, as `Trainer` takes it; without a data set nothing is measured."""
@@ -48,10 +53,14 @@ class Evaluation:
     compute_metrics: Callable[[Any], Metrics] | None = None
     data_collator: Any = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset, (str, Path)):
+            raise PruningError(f"eval_dataset={str(self.dataset)!r} is a name: pass the tokenised rows themselves.")
+
     @property
     def tokenizer(self) -> Any:
         """What the data collator tokenised with, if it has one."""
-        return getattr(self.data_collator, "tokenizer", None)
+        return tokenizer_of(self.data_collator)
 
     def metrics(self, model: PreTrainedModel, clock: StageClock) -> Metrics:
         """The loss and the metrics of a model; nothing without a data set."""
@@ -271,6 +280,8 @@ def undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> It
 
 def _checked_anatomy(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     """The model's anatomy, if it can be pruned with `config`."""
+    if not isinstance(model, PreTrainedModel):
+        describe_model(model)  # says what to pass instead
     check_loadable(model)
     if has_shards(model):
         raise PruningError(

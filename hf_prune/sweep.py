@@ -87,9 +87,14 @@ class Sweep:
             PruningError: no such metric or cost.
         """
         costs = self._costs(cost)
+        self._check_measured()
         name, greater_is_better = self.curve.metric(metric or self.metric)
         sign = 1 if greater_is_better else -1
         return pareto_front(costs, [sign * value for value in self.curve.values(name)[1:]])
+
+    def _check_measured(self) -> None:
+        if not self.run.dense_metrics:
+            raise PruningError("No metric was measured: give sweep eval_dataset= (and compute_metrics=).")
 
     def rows(self, metric: str | None = None) -> tuple[list[str], list[list[str]]]:
         """The header and the rows of a table, the dense model first.
@@ -109,7 +114,12 @@ class Sweep:
         return markdown_table(*self.rows(metric))
 
     def plot(self, metric: str | None = None, path: str | Path | None = None) -> Any:
-        """Draws the metric over the share of the parameters removed, see `plot_curves`."""
+        """Draws the metric over the share of the parameters removed, see `plot_curves`.
+
+        Raises:
+            PruningError: nothing was measured, or no such metric.
+        """
+        self._check_measured()
         return self.curve.plot(metric or self.metric, path)
 
     def result(self, index: int) -> PruningResult:

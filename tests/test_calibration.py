@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -111,9 +111,17 @@ class TestRows:
 
     def test_columns_that_the_model_does_not_take_are_dropped(self, model: Any) -> None:
         extended = [row | {"sentence": "text", "idx": index} for index, row in enumerate(rows())]
-        for made in (Dataset.from_list(extended), extended):
-            collated = CalibrationData(made, model, data_collator=lambda items: _collate(items), batch_size=2)
+        stream = Dataset.from_list(extended).to_iterable_dataset()
+        seen: list[set[str]] = []
+
+        def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+            seen.extend(map(set, items))
+            return _collate(items)
+
+        for made in (Dataset.from_list(extended), extended, iter(extended), stream):
+            collated = CalibrationData(made, model, data_collator=collate, batch_size=2)
             assert all(set(batch) == {"input_ids", "attention_mask", "labels"} for batch in collated)
+        assert all(names <= {"input_ids", "attention_mask", "labels", "label"} for names in seen)
 
     def test_token_types_are_for_models_that_have_them(self) -> None:
         item = case("distilbert", "classification")
@@ -251,6 +259,15 @@ class TestBadInput:
     def test_cannot_be_read(self, model: Any, value: Any) -> None:
         with pytest.raises(PruningError, match="cannot be read: pass a Dataset of tokenised rows"):
             CalibrationData(value, model)
+
+    def test_a_dictionary(self, model: Any) -> None:
+        with pytest.raises(
+            PruningError, match=r"is a dict of input_ids, .*, which is one batch: pass a list"
+        ):
+            CalibrationData(stacked(), model)
+        splits = DatasetDict(train=Dataset.from_list(rows()), test=Dataset.from_list(rows()))
+        with pytest.raises(PruningError, match=r"is a DatasetDict of train, test, .* pass one of its values"):
+            CalibrationData(splits, model)
 
     def test_text_that_was_not_tokenised(self, model: Any) -> None:
         text = [{"sentence": "a", "idx": 1}, {"sentence": "b", "idx": 2}]

@@ -17,8 +17,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune import FisherPruningConfig, prune_model
+from hf_prune import FisherPruningConfig, MagnitudePruningConfig, PruningError, UnsupportedModelError, prune_model
 from tests.small_models import Batch, case, sizes
+from tests.witness import Witness
 
 BERT = case("bert", "classification")
 
@@ -89,6 +90,22 @@ class TestEvaluationAndRetraining:
         middle = AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
         assert sizes(middle) == sizes(model)
         assert model.config.pruning["metrics"] == result.report.metrics
+
+    @pytest.mark.parametrize("settings", [{"flops": 0.5}, {"sparsity": 0.5}])
+    def test_what_makes_no_trainer(self, settings: dict[str, float], rows: Dataset) -> None:
+        model = BERT.model()
+        witness = Witness(model)
+        with pytest.raises(PruningError, match="retrain= returned a NoneType: it is a function that makes a Trainer"):
+            prune_model(model, MagnitudePruningConfig(**settings), rows, retrain=lambda pruned: None)  # type: ignore
+        witness.check()
+
+    def test_the_name_of_a_file(self, rows: Dataset) -> None:
+        with pytest.raises(PruningError, match=r"eval_dataset='dev\.tsv' is a name: pass the tokenised rows"):
+            prune_model(BERT.model(), config(), rows, eval_dataset="dev.tsv")
+
+    def test_the_name_of_a_model(self, rows: Dataset) -> None:
+        with pytest.raises(UnsupportedModelError, match=r"str is not a transformers PreTrainedModel"):
+            prune_model("folder", config(), rows)  # type: ignore[arg-type]
 
 
 class TestFreshHeads:

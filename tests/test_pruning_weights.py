@@ -232,3 +232,12 @@ def test_holding_works_only_in_training() -> None:
     prune_model(model, DEFAULT)
     with pytest.raises(PruningError, match="PruningCallback"):
         prune_model(model, HoldPruningConfig())
+
+
+def test_movement_needs_labels() -> None:
+    model = CASE.model()
+    before = copy.deepcopy(model.state_dict())
+    unlabelled = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches()]
+    with pytest.raises(PruningError, match=r"returned no loss for the calibration batch .* labels are missing"):
+        prune_model(model, MovementPruningConfig(sparsity=0.5), unlabelled)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -132,8 +132,9 @@ def test_the_curve_the_table_and_the_picture(measured: Sweep, tmp_path: Path) ->
 def test_without_evaluation_there_are_costs_alone(batches: list[Batch]) -> None:
     found = sweep(BERT.model(), MagnitudePruningConfig(params=1.0), batches, [0.5])
     assert found.rows()[0] == ["params", "FLOPs", "attention and FFN parameters", "all parameters"]
-    with pytest.raises(PruningError, match="no metric 'loss'"):
-        found.pareto()
+    for asked in (found.pareto, found.plot):
+        with pytest.raises(PruningError, match="No metric was measured: give sweep eval_dataset="):
+            asked()
     with pytest.raises(PruningError, match="was not measured: call sweep with latency=True"):
         found.pareto("loss", "latency")
 

@@ -178,11 +178,7 @@ def _gated_loss(model: PreTrainedModel, anatomy: ModelAnatomy, batch: Batch) -> 
         output = model(**{**batch, "return_dict": True})
     loss = getattr(output, "loss", None)
     if loss is None:
-        raise PruningError(
-            f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are"
-            " missing. Add the label column, or choose scores that need none: FisherPruningConfig(labels='model') or"
-            " (importance='magnitude')."
-        )
+        raise labels_missing(model, batch)
     if not mode.terms and examples > 1:
         raise PruningError(
             f"The loss of {type(model).__name__} is none of the known averaging losses, so it cannot be split by"
@@ -305,3 +301,12 @@ def some_examples(batch: Batch, start: int, stop: int) -> Batch:
 
 def _has_rows(value: object, examples: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == examples
+
+
+def labels_missing(model: PreTrainedModel, batch: Batch) -> PruningError:
+    """What to say where a model returns no loss."""
+    return PruningError(
+        f"{type(model).__name__} returned no loss for the calibration batch ({', '.join(batch)}): labels are missing."
+        " Add the label column, or choose scores that need none: FisherPruningConfig(labels='model') or"
+        " (importance='magnitude')."
+    )

@@ -10,8 +10,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -245,3 +250,14 @@ def test_hyperparameter_search_writes_side_files_into_the_folder_of_each_run(tmp
     callback._pruner.step = 2
     assert callback.state()["attributes"]["saved"]
     assert [path.parent for path in tmp_path.glob("**/pruning_state.*")] == [run]
+
+
+@pytest.mark.parametrize("given", ["processing_class", "data_collator"])
+def test_the_tokenizer_is_saved_along(given: str, tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"[PAD]": 0, "a": 1, "good": 2}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    settings = {given: tokenizer if given == "processing_class" else DataCollatorWithPadding(tokenizer)}
+    callback = PruningCallback(MAGNITUDE)
+    trainer_of(bert(), tmp_path / "out", callback, trainer_settings=settings).train()
+    callback.result.save_pretrained(tmp_path / "small")
+    assert AutoTokenizer.from_pretrained(tmp_path / "small").get_vocab() == tokenizer.get_vocab()

@@ -7,6 +7,7 @@ from typing import Any
 from ...calibration import CalibrationData
 from ...errors import PruningError
 from ...scores import MovementScores, evaluating
+from ...scores.gradients import labels_missing
 from ..mask_pruner import chosen
 from ..weight_pruner import WeightPruner
 from .config import MovementPruningConfig
@@ -41,7 +42,10 @@ class MovementPruner(WeightPruner):
         with evaluating(self.inner):
             for batch in data:
                 self.inner.zero_grad()
-                self.inner(**batch).loss.backward()
+                loss = getattr(self.inner(**batch), "loss", None)
+                if loss is None:
+                    raise labels_missing(self.inner, batch)
+                loss.backward()
                 self.movement.add_movement()
         self.inner.zero_grad()
         self.movement.agree()

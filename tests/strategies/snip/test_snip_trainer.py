@@ -152,6 +152,20 @@ def test_metrics_of_several_evaluation_data_sets(tmp_path: Path) -> None:
     assert TradeOffCurve.load(tmp_path) == callback.result.curve
 
 
+def test_levels_at_the_ends_of_epochs_are_evaluated_once(tmp_path: Path) -> None:
+    evaluated: list[int] = []
+
+    class Counts(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            evaluated.append(state.global_step)
+
+    callback = PruningCallback(config())
+    epochs = {"num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 4, "eval_strategy": "epoch"}
+    given = {"train_dataset": rows(16), "eval_dataset": rows(4)}
+    trainer_of(bert(), tmp_path, callback, Counts(), trainer_settings=given, **epochs).train()
+    assert evaluated == [4, 8, 12] == [level.step for level in callback.result.curve.levels]
+
+
 def test_ordinary_evaluations_are_no_levels(tmp_path: Path) -> None:
     callback = PruningCallback(config())
     train_bert(tmp_path, callback, [index / 100 for index in range(STEPS)], eval_steps=1)
