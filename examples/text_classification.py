@@ -14,6 +14,8 @@ trained, --learning_rate is the head's; --score_learning_rate is that of the mas
         --output_dir masked --strategy static_mask --sparsity 0.9 --label_words negative=terrible,positive=great \\
         --teacher_name_or_path ./my-classifier
 
+The words are for the labels as the file has them; where it has numbers, for the names that ./my-model has for these.
+
 A model that was pruned before, in pre-training for instance, keeps its zeros with `--strategy hold`. Without a strategy
 this is plain fine-tuning. `--resume_from_checkpoint last` goes on with an interrupted run, and starts one if there is
 none. `accelerate launch` works as for any script of transformers.
@@ -21,8 +23,9 @@ none. `accelerate launch` works as for any script of transformers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +33,12 @@ from datasets import ClassLabel, Dataset
 from script_arguments import SourceArguments, parse_in_stages
 from training_run import make_callback, run_training
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -83,6 +88,7 @@ class Labels:
 
     column: str
     names: tuple[str, ...]
+    shown: tuple[str, ...] = ()  # what the model calls them, where the data has numbers
 
     @classmethod
     def of(cls, rows: Dataset, column: str) -> Labels:
@@ -92,6 +98,14 @@ class Labels:
             return cls(column, tuple(feature.names))
         names = {str(label) for label in rows[column]}
         return cls(column, tuple(sorted(names, key=lambda name: (int(name) if name.isdigit() else 0, name))))
+
+    def named_by(self, config: PreTrainedConfig) -> Labels:
+        """The same with the names that a fine-tuned model has for them, where the data has numbers only."""
+        shown = tuple(config.id2label[number] for number in range(config.num_labels))
+        numbered = {*self.names} <= {str(number) for number in range(len(shown))}
+        if not self.names or not numbered or any(re.fullmatch(r"(LABEL_)?\d+", name) for name in shown):
+            return self
+        return replace(self, names=tuple(str(number) for number in range(len(shown))), shown=shown)
 
     def targets(self, rows: Dataset) -> list[Any]:
         """What the model is trained with: class ids or numbers."""
@@ -105,7 +119,8 @@ class Labels:
         """What the model's config has to know."""
         if not self.names:
             return {"num_labels": 1}
-        return {"id2label": dict(enumerate(self.names)), "label2id": {name: i for i, name in enumerate(self.names)}}
+        names = self.shown or self.names
+        return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def tokenized(
@@ -142,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     name = model_args.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or name)
+    labels = labels.named_by(AutoConfig.from_pretrained(name))
     model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", **labels.settings())
 
     def prepared(rows: Dataset | None, count: int | None) -> Dataset | None:

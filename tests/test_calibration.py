@@ -261,9 +261,7 @@ class TestBadInput:
             CalibrationData(value, model)
 
     def test_a_dictionary(self, model: Any) -> None:
-        with pytest.raises(
-            PruningError, match=r"is a dict of input_ids, .*, which is one batch: pass a list"
-        ):
+        with pytest.raises(PruningError, match=r"is a dict of input_ids, .*, which is one batch: pass a list"):
             CalibrationData(stacked(), model)
         splits = DatasetDict(train=Dataset.from_list(rows()), test=Dataset.from_list(rows()))
         with pytest.raises(PruningError, match=r"is a DatasetDict of train, test, .* pass one of its values"):

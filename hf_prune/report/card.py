@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig, StructuredPruningConfig
+from ..surgery.metadata import pruning_of
 from ..weight_config import ScheduledPruningConfig, WeightPruningConfig
 from .base import Report
 from .citations import UNIT_CITATIONS, WEIGHT_CITATIONS
@@ -80,7 +81,7 @@ def pruned_model_card(
     if isinstance(report, WeightReport):
         template, own = WEIGHT_TEMPLATE, weight_card_text(report, model, packed)
     else:
-        template, own = UNIT_TEMPLATE, _unit_card_text(report)
+        template, own = UNIT_TEMPLATE, _unit_card_text(report, model)
     text = _common_text(report, base, model_id) | own
     text |= {"auto_class": task.auto_class, "picture": picture, "preprocessor": _preprocessor(model)}
     card = ModelCard.from_template(data, template_str=f"{_read(template)}\n{_read(END_TEMPLATE)}", **text)
@@ -106,10 +107,15 @@ def _common_text(report: PruningReport | WeightReport, base: str | None, model_i
     }
 
 
-def _unit_card_text(report: PruningReport) -> dict[str, Any]:
-    kept = [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
+def _unit_card_text(report: PruningReport, model: PreTrainedModel | None) -> dict[str, Any]:
+    known = [pruning_of(one.config) for one in model.modules() if isinstance(one, PreTrainedModel)] if model else []
+    stacks = {name: entry for data in known if data for name, entry in data.get("layers", {}).items()}
+    kept = [f"{len(entry['kept'])} of {entry['of']} layers" for entry in stacks.values()]
+    kept += [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
+    blocks = [block for data in known if data for block in data["blocks"].values()]
     return {
-        "kept": " and ".join(kept) or "no units",
+        "kept": " and ".join(filter(None, (", ".join(kept[:-1]), *kept[-1:]))) or "no units",
+        "cut": not blocks or any(block["kept"] < block["of"] for block in blocks),
         "flops": share_text(report.pruned.flops, report.dense.flops),
         "summary": summary_markdown(report),
         "blocks": block_markdown(report) if report.blocks else "",

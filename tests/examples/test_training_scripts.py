@@ -52,6 +52,20 @@ def test_a_classifier_is_pruned_while_it_is_fine_tuned(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+def test_a_fine_tuned_model_keeps_its_names_for_numbers(
+    run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    names = {0: "terrible", 1: "great"}
+    fine_tuned = AutoModelForSequenceClassification.from_pretrained(base_model, id2label=names)
+    fine_tuned.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(base_model).save_pretrained(tmp_path / "model")
+    text = labelled.read_text().replace("\tnegative", "\t0").replace("\tpositive", "\t1")
+    assert "\t0" in text
+    (tmp_path / "numbers.tsv").write_text(text)
+    classify(run_script, tmp_path / "model", tmp_path / "numbers.tsv", tmp_path / "out", *MAGNITUDE, steps=2)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.id2label == names
+
+
 def test_without_a_strategy_nothing_is_pruned(
     run_script: RunScript, base_model: Path, labelled: Path, tmp_path: Path
 ) -> None:

@@ -28,9 +28,11 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hf_prune import LayerDropPruningConfig, RandomPruningConfig, prune_model
 from hf_prune.report import PruningReport
 from hf_prune.report.card import pruned_model_card
 from hf_prune.report.tasks import Task, task_of
+from tests.small_models import case
 
 GOLDEN = Path(__file__).with_name("expected_card.md")
 SIZES: dict[str, Any] = {
@@ -220,3 +222,16 @@ def test_the_config_tells_the_task_of_a_foreign_class(model: PreTrainedModel) ->
     assert task_of(Foreign(model.config)) == Task("AutoModelForTokenClassification", "token-classification")
     model.config.architectures = None
     assert task_of(Foreign(model.config)) == Task("AutoModel", "feature-extraction")
+
+
+def test_whole_layers_less_are_told_and_need_no_import() -> None:
+    item = case("bert", "classification")
+    result = prune_model(item.model(), LayerDropPruningConfig(layers=2))
+    text = pruned_model_card(result.report, result.model).text
+    assert "with 2 of 3 layers, 8 of 12 heads and 80 of 120 filters kept" in text
+    assert "import hf_prune" not in text
+    assert "The layers that are left are whole, so transformers loads it without `hf-prune`. The tokenizer is" in text
+    again = prune_model(result.model, RandomPruningConfig(flops=0.5, round_to=1, latency_batch_size=1))
+    text = pruned_model_card(again.report, again.model).text
+    assert "```python\nimport hf_prune  # lets transformers build the pruned shapes\nfrom transformers" in text
+    assert "has to be installed and imported" in text
