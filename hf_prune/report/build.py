@@ -12,6 +12,7 @@ from ..anatomy import ModelAnatomy
 from ..budget import Lengths, flops_per_unit, generation_flops_per_unit
 from ..config import PruningConfig
 from ..surgery import PruningPlan
+from ..surgery.metadata import pruning_of
 from .report import BlockReport, LatencySetting, PruningReport, Size
 
 
@@ -69,8 +70,19 @@ def build_report(
         blocks=tuple(blocks),
         latency_setting=latency_setting,
         metrics={name: dict(values) for name, values in (metrics or {}).items()},
-        notes=tuple(notes),
+        notes=(*notes, *_of_earlier_pruning(model)),
     )
+
+
+def _of_earlier_pruning(model: PreTrainedModel) -> list[str]:
+    """What to say where the model had lost units before; its metadata is still that of then."""
+    earlier = pruning_of(model.config)
+    if earlier is None or not earlier["blocks"]:
+        return []
+    return [
+        "The model had been pruned before: 'dense' is what it was after that, and budgets are fractions of it; hf-prune"
+        " inspect counts from the sizes that it had at first."
+    ]
 
 
 def name_of(model: PreTrainedModel) -> str:

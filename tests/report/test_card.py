@@ -235,3 +235,4 @@ def test_whole_layers_less_are_told_and_need_no_import() -> None:
     text = pruned_model_card(again.report, again.model).text
     assert "```python\nimport hf_prune  # lets transformers build the pruned shapes\nfrom transformers" in text
     assert "has to be installed and imported" in text
+    assert "- The model had been pruned before: 'dense' is what it was after that" in text
