@@ -78,7 +78,7 @@ class Distillation:
     While the model is in training mode, its loss becomes (1 − weight) · loss + weight · teacher's part: the mean over
     examples, or in language models and token classification over the labelled tokens, of `distillation_loss`; of
     question answering the mean of start and end. Data without labels will do where that is said, and the weight is 1;
-    every token that is not padding counts then.
+    every token that no attention mask leaves out counts then.
 
     Args:
         model: the student, a Transformers model or a PEFT model around one.
