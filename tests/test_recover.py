@@ -289,6 +289,15 @@ class TestRefusals:
         assert dict(model.named_modules()) == modules
         witness.check()
 
+    def test_a_tied_head_beside_the_adapters(self) -> None:
+        model = case("bert", "causal").model()
+        modules = dict(model.named_modules())
+        config = LoraConfig(target_modules=["query"], modules_to_save=["decoder"])
+        with pytest.raises(PruningError, match=r"^modules_to_save trains cls\.predictions\.decoder apart"):
+            recover(model, case("bert", "causal").model(seed=1), ROWS, lora=config)
+        assert dict(model.named_modules()) == modules
+        assert not hasattr(model, "peft_config")
+
     def test_noise_that_would_not_be_there(self, tmp_path: Path) -> None:
         with pytest.raises(PruningError, match=r"neftune_noise_alpha=5\.0 adds noise in training mode only"):
             recover(bert(), BERT.model(seed=1), ROWS, training_args=arguments(tmp_path, neftune_noise_alpha=5.0))

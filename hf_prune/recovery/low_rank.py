@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,12 +71,14 @@ def adapted(model: PreTrainedModel, config: LoraConfig | None) -> Iterator[nn.Mo
         yield model
         return
     own = dict(model.named_modules())
+    places = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     try:
         student = get_peft_model(model, config)
+        _check_untied(student, places)
     except BaseException as error:
         _put_back(model, own, learnt=False)
         vars(model).pop("peft_config", None)
-        if isinstance(error, ValueError):
+        if isinstance(error, ValueError) and not isinstance(error, PruningError):
             raise PruningError(f"PEFT puts no such adapters on {type(model).__name__}: {error}") from error
         raise
     try:
@@ -90,8 +93,26 @@ def adapted(model: PreTrainedModel, config: LoraConfig | None) -> Iterator[nn.Mo
 
 def trained_copies(student: nn.Module) -> list[nn.Module]:
     """The modules in what is trained beside the adapters, as copies of the model's own."""
-    wrappers = (module for module in student.modules() if isinstance(module, ModulesToSaveWrapper))
-    return [module for wrapper in wrappers for module in wrapper.modules_to_save.modules()]
+    return [module for wrapper in _wrappers(student).values() for module in wrapper.modules_to_save.modules()]
+
+
+def _wrappers(student: nn.Module) -> dict[str, ModulesToSaveWrapper]:
+    return {name: module for name, module in student.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+
+
+def _check_untied(student: nn.Module, places: Mapping[int, int]) -> None:
+    """Refuses copies of modules whose weights another module has, too: after the training there is one place for both.
+
+    Args:
+        student: with adapters.
+        places: of how many modules each parameter was, by its id.
+    """
+    for name, wrapper in _wrappers(student).items():
+        if any(places[id(parameter)] > 1 for parameter in wrapper.original_module.parameters()):
+            raise PruningError(
+                f"modules_to_save trains {name.removeprefix('base_model.model.')} apart from the module that its"
+                " weights are tied to. Leave it out, or train all weights (lora=False)."
+            )
 
 
 def _put_back(model: PreTrainedModel, own: Mapping[str, Any], learnt: bool) -> None:
