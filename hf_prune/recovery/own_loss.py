@@ -23,7 +23,7 @@ def kind_of_outputs(
     """
     if name != "logits":
         return "classes"
-    if type(model).__name__.endswith("ForPreTraining") and outputs.dim() == 2:
+    if _pretrains(model) and outputs.dim() == 2:
         return "replaced"
     return kind_of_prediction(model, labels, outputs.shape[-1])
 
@@ -32,7 +32,8 @@ def counted_outputs(model: PreTrainedModel, outputs: torch.Tensor, inputs: Mappi
     """Which rows of `[..., classes]` count in the loss, or without labels are no padding; None for all."""
     if _is_ctc(model):
         return _frames_heard(model, outputs, inputs)
-    if inputs.get("labels") is None:
+    # Whether a token was replaced is told of all of them.
+    if inputs.get("labels") is None or (_pretrains(model) and outputs.shape[-1] == 1):
         counted = predicted_tokens(model, dict(inputs))
         counted = _next(counted) if counted is not None and is_causal(model) else counted
     else:
@@ -75,6 +76,10 @@ def _targets(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor 
 def _next(values: torch.Tensor, last: int = 0) -> torch.Tensor:
     """At each position the value of the next."""
     return F.pad(values, (0, 1), value=last)[..., 1:]
+
+
+def _pretrains(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith("ForPreTraining")
 
 
 def _is_ctc(model: PreTrainedModel) -> bool:

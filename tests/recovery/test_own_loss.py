@@ -63,8 +63,6 @@ def test_the_same_rows_count_and_are_divided_alike(name: str) -> None:
     own, part = gradient(model, batch, None), gradient(model, batch, teacher)
     if name == "ElectraForPreTraining":
         own, part = own[..., None], part[..., None]
-        own = own * batch["attention_mask"][..., None]
-        part = part * batch["attention_mask"][..., None]
     assert torch.equal(own.abs().sum(-1) > 1e-9, part.abs().sum(-1) > 1e-9)
     items = {"num_items_in_batch": torch.tensor(1000)}
     if "labels" not in batch or name in ("ElectraForPreTraining", "Wav2Vec2ForCTC"):
@@ -145,3 +143,13 @@ def test_padding_does_not_count_without_labels() -> None:
     counted = counted_outputs(model, model(**batch).logits, batch)
     assert counted is not None
     assert torch.equal(counted, batch["input_ids"] != PADDING)
+
+
+def test_of_masked_words_those_with_a_label_count() -> None:
+    model = HEADS["BertForPreTraining"].model()
+    batch = sample(model)
+    told = (batch["input_ids"] % 3 == 0).where(batch["input_ids"] != PADDING, torch.tensor(False))
+    batch["labels"] = batch["input_ids"].where(told, torch.tensor(-100))
+    counted = counted_outputs(model, model(**sample(model)).prediction_logits, batch)
+    assert counted is not None
+    assert torch.equal(counted, told)
