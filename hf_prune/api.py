@@ -87,8 +87,7 @@ def prune_model(
         run = PruningRun.of(model, config, calibration_data, evaluation, accelerator, resume_dir)
         result = _prune_units(run, config, retrain)
         run.data.steps.remove()
-    collator = getattr(calibration_data, "collate_fn", None)  # of a DataLoader
-    return replace(result, tokenizer=evaluation.tokenizer or tokenizer_of(collator))
+    return replace(result, tokenizer=evaluation.tokenizer or tokenizer_of(calibration_data))
 
 
 def check_one_shot(config: Any) -> None:

@@ -172,7 +172,7 @@ class CalibrationData:
                 f"The calibration data is a {type(data).__name__} of {', '.join(map(str, data))}, which is {advice}."
             )
         if isinstance(data, Dataset):
-            unused = [name for name in data.column_names if LABEL_COLUMNS.get(name, name) not in self._accepted]
+            unused = [name for name in data.column_names if not self._takes(name)]
             if len(unused) == len(data.column_names):
                 raise PruningError(no_argument(data.column_names, self._accepted))
             return row_batches(data.remove_columns(unused), collator, batch_size)
@@ -195,14 +195,16 @@ class CalibrationData:
         Rows with nothing of that are for a collator that tokenises.
         """
 
-        def used(row: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in row.items() if LABEL_COLUMNS.get(name, name) in self._accepted}
-
         def collate(rows: list[Mapping[str, Any]]) -> Any:
-            tokenised = any(name in rows[0] for name in self._inputs)
-            return collator([used(row) for row in rows] if tokenised else rows)
+            if any(name in rows[0] for name in self._inputs):
+                rows = [{name: value for name, value in row.items() if self._takes(name)} for row in rows]
+            return collator(rows)
 
         return collate
+
+    def _takes(self, column: str) -> bool:
+        """Whether a column is an input of the model, or holds labels."""
+        return LABEL_COLUMNS.get(column, column) in self._accepted
 
     def _prepare(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):

@@ -182,8 +182,7 @@ class PruningCallback(TrainerCallback, ExportableState, AddsToLogs):
         if not self._pruner.reached:
             logger.warning("Training ended before the pruning schedule did: %s.", _text(self._pruner.logs()))
         self.result = self._pruner.finish()
-        collator = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
-        self.result.tokenizer = kwargs.get("processing_class") or tokenizer_of(collator)
+        self.result.tokenizer = kwargs.get("processing_class") or tokenizer_of(kwargs.get("train_dataloader"))
         self._pruner = None
         self._thaw()
 

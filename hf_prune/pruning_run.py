@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from .anatomy import ModelAnatomy, UndoLog, describe_model
+from .anatomy import ModelAnatomy, UndoLog, check_model, describe_model
 from .budget.latency import check_length, compare_with_undone
 from .budget.targets import in_wanted_units
 from .calibration import CalibrationData
@@ -40,9 +40,11 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 
-def tokenizer_of(collator: Any) -> Any:
-    """What a data collator tokenises with, also within the Trainer's own around it; None where it has nothing."""
-    return getattr(getattr(collator, "data_collator", collator), "tokenizer", None)
+def tokenizer_of(source: Any) -> Any:
+    """What a data collator tokenises with, also one of a `DataLoader` or in the Trainer's own; None for nothing."""
+    for name in ("collate_fn", "data_collator"):
+        source = getattr(source, name, source)
+    return getattr(source, "tokenizer", None)
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,7 @@ def undone_on_failure(model: PreTrainedModel, log: UndoLog, trained: bool) -> It
 
 def _checked_anatomy(model: PreTrainedModel, config: PruningConfig) -> ModelAnatomy:
     """The model's anatomy, if it can be pruned with `config`."""
-    if not isinstance(model, PreTrainedModel):
-        describe_model(model)  # says what to pass instead
+    check_model(model)
     check_loadable(model)
     if has_shards(model):
         raise PruningError(

@@ -24,7 +24,7 @@ from .recovery.steady_training import steady
 from .recovery.training_traces import traces_removed
 from .report.evaluate import evaluate_model
 from .setting_checks import is_number
-from .surgery.metadata import pruning_of
+from .surgery.metadata import pruned_configs
 from .surgery.metadata_writing import write_metrics
 from .surgery.weight_metadata import weights_of
 
@@ -208,8 +208,6 @@ def _default_arguments(model: PreTrainedModel, folder: str, adapted: bool) -> Tr
 
 def _renew_metrics(model: PreTrainedModel, metrics: dict[str, float]) -> None:
     """Puts what was measured now into the metadata, instead of what was measured before the training."""
-    for module in model.modules():
-        earlier = pruning_of(module.config) if isinstance(module, PreTrainedModel) else None
-        if isinstance(module, PreTrainedModel) and earlier is not None:
-            known = {side: old for side, old in earlier.get("metrics", {}).items() if side != "pruned"}
-            write_metrics([module.config], known | ({"pruned": metrics} if metrics else {}))
+    for config, earlier in pruned_configs(model):
+        known = {side: old for side, old in earlier.get("metrics", {}).items() if side != "pruned"}
+        write_metrics([config], known | ({"pruned": metrics} if metrics else {}))

@@ -298,3 +298,8 @@ def labels(model: PreTrainedModel, batch: Batch) -> Batch:
 
 # Every model type in the table with every head that it has.
 EVERY_HEAD = [head for model_type in supported_model_types() for head in heads_of(model_type)]
+
+
+def head_named(name: str) -> Head:
+    """By its class."""
+    return next(head for head in EVERY_HEAD if head.model_class.__name__ == name)

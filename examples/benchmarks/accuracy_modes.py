@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
 from accuracy_cells import ABLATIONS, EXAMPLES, FULL, SMALL_FLOPS
-from accuracy_results import AccuracyResults, Summary
+from accuracy_results import AccuracyResults, Summary, mean_seconds, scope_title, summary_text
 from markdown_tables import markdown_table
-from tasks import TASKS
 
 # The largest mean loss over the tasks, in points, that is aimed at without training.
 TARGETS = {0.5: 0.5, 0.4: 1.0, 0.3: 2.0, 0.2: 5.0}
@@ -43,12 +41,10 @@ def mode_parts(results: AccuracyResults, rows: str) -> Iterator[str]:
         results: what was measured.
         rows: on which.
     """
-    scopes: list[str | None] = [*([None] if len(results.tasks) > 1 else []), *results.tasks]
-    for scope in scopes:
+    for scope in results.scopes:
         found = {mode: _summaries(results, scope, mode) for mode in MODES}
         if any(mode.ablation != FULL and any(summaries) for mode, summaries in found.items()):
-            title = "mean loss over the tasks in points" if scope is None else f"{TASKS[scope].title}, {rows}"
-            yield f"## Modes, with the refit unless it says otherwise: {title}"
+            yield f"## Modes, with the refit unless it says otherwise: {scope_title(scope, rows)}"
             yield _table(found, scope)
             yield _verdict(found) if scope is None else ""
 
@@ -59,19 +55,13 @@ def _summaries(results: AccuracyResults, scope: str | None, mode: Mode) -> list[
 
 def _table(found: dict[Mode, list[Summary | None]], scope: str | None) -> str:
     rows = [
-        [mode.title, *("–" if summary is None else str(summary) for summary in summaries), _seconds(summaries)]
+        [mode.title, *map(summary_text, summaries), mean_seconds(summaries)]
         for mode, summaries in found.items()
         if any(summaries)
     ]
     if scope is None:
         rows.append(["target", *(f"≤ {TARGETS[flops]}" for flops in SMALL_FLOPS), ""])
     return markdown_table([f"{EXAMPLES:,} examples, FLOPs", *map(str, SMALL_FLOPS), "seconds"], rows)
-
-
-def _seconds(summaries: list[Summary | None]) -> str:
-    """The mean over the budgets."""
-    known = [summary.seconds for summary in summaries if summary is not None and summary.seconds is not None]
-    return f"{fmean(known):.0f}" if known else "–"
 
 
 def _verdict(found: dict[Mode, list[Summary | None]]) -> str:

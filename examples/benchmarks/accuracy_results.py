@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -44,6 +44,22 @@ class Summary:
         return f"{self.accuracy} ({-self.loss.mean:+.2f})" if self.task else str(self.loss)
 
 
+def summary_text(summary: Summary | None) -> str:
+    """For a cell of a table."""
+    return "–" if summary is None else str(summary)
+
+
+def mean_seconds(summaries: Iterable[Summary | None]) -> str:
+    """For a cell of a table: the mean over the settings of a row."""
+    known = [summary.seconds for summary in summaries if summary is not None and summary.seconds is not None]
+    return f"{fmean(known):.0f}" if known else "–"
+
+
+def scope_title(scope: str | None, rows: str) -> str:
+    """What a table is about: a task, on some rows, or all of them (None)."""
+    return "mean loss over the tasks in points" if scope is None else f"{TASKS[scope].title}, {rows}"
+
+
 class AccuracyResults:
     """Measured cells, summed up.
 
@@ -58,6 +74,8 @@ class AccuracyResults:
         self.tasks = [task for task in TASKS if any(key[0] == task for key in self._found)]
         self.recoveries = [recovery for recovery in RECOVERIES if any(key[2] == recovery for key in self._found)]
         self._seeds = sorted({key[4] for key in self._found})
+        # Of tables and summaries: the mean over the tasks, which is None, and every task; a task alone has no mean.
+        self.scopes: list[str | None] = [*([None] if len(self.tasks) > 1 else []), *self.tasks]
 
     def summary(
         self, task: str | None, flops: float, recovery: str, ablation: str, *, beside: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accuracy_cells import ABLATION_FLOPS, ABLATIONS, FLOPS, FULL
 from accuracy_modes import mode_parts
-from accuracy_results import AccuracyResults, Summary
+from accuracy_results import AccuracyResults, Summary, summary_text
 from accuracy_training_table import training_parts
 from intervals import binomial_half_width
 from markdown_tables import markdown_table, verdict
@@ -40,13 +40,13 @@ def _budget_table(results: AccuracyResults, task: str | None) -> str:
     for flops in FLOPS:
         found = [results.summary(task, flops, recovery, FULL) for recovery in results.recoveries]
         if any(found):
-            rows.append([flops, *("–" if summary is None else str(summary) for summary in found)])
+            rows.append([flops, *map(summary_text, found)])
     return markdown_table(["FLOPs", *results.recoveries], rows) if rows else ""
 
 
 def _ablation_parts(results: AccuracyResults, flops: float) -> list[str]:
     parts = []
-    for scope in [None, *results.tasks] if len(results.tasks) > 1 else results.tasks:
+    for scope in results.scopes:
         rows = []
         for name, ablation in ABLATIONS.items():
             found = [results.summary(scope, flops, recovery, name) for recovery in results.recoveries]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import fmean
+from itertools import chain
 
 from accuracy_cells import TRAINED_FLOPS, trained
 from accuracy_modes import MODES, Mode
-from accuracy_results import AccuracyResults, Summary
+from accuracy_results import AccuracyResults, Summary, mean_seconds, scope_title, summary_text
 from markdown_tables import markdown_table
-from tasks import TASKS
 
 BeforeAndAfter = tuple[Summary | None, Summary | None]
 
@@ -21,12 +20,10 @@ def training_parts(results: AccuracyResults, rows: str) -> Iterator[str]:
         results: what was measured.
         rows: on which.
     """
-    scopes: list[str | None] = [*([None] if len(results.tasks) > 1 else []), *results.tasks]
-    for scope in scopes:
+    for scope in results.scopes:
         found = {mode: [_before_and_after(results, scope, mode, flops) for flops in TRAINED_FLOPS] for mode in MODES}
         if any(after for pairs in found.values() for _, after in pairs):
-            title = "mean loss over the tasks in points" if scope is None else f"{TASKS[scope].title}, {rows}"
-            yield f"## Recovery training after each mode: {title}"
+            yield f"## Recovery training after each mode: {scope_title(scope, rows)}"
             yield _table(found)
 
 
@@ -39,19 +36,9 @@ def _before_and_after(results: AccuracyResults, scope: str | None, mode: Mode, f
 
 def _table(found: dict[Mode, list[BeforeAndAfter]]) -> str:
     rows = [
-        [mode.title, *(_text(summary) for pair in pairs for summary in pair), _seconds(pairs)]
+        [mode.title, *map(summary_text, chain(*pairs)), mean_seconds(after for _, after in pairs)]
         for mode, pairs in found.items()
         if any(after for _, after in pairs)
     ]
     headers = [header for flops in TRAINED_FLOPS for header in (f"FLOPs {flops}", f"{flops}, trained")]
     return markdown_table(["pruned by", *headers, "seconds of training"], rows)
-
-
-def _text(summary: Summary | None) -> str:
-    return "–" if summary is None else str(summary)
-
-
-def _seconds(pairs: list[BeforeAndAfter]) -> str:
-    """The mean over the budgets."""
-    known = [after.seconds for _, after in pairs if after is not None and after.seconds is not None]
-    return f"{fmean(known):.0f}" if known else "–"

@@ -3,7 +3,7 @@
 from .blocks import Block, ModelAnatomy
 from .cut import cut_block
 from .cut_together import cut_layer, cut_model, groups_of
-from .describe import describe_model, read_blocks
+from .describe import check_model, describe_model, read_blocks
 from .families import FAMILIES, supported_model_types
 from .layouts import AttentionLayout, ExpertsLayout, Family, FeedForwardLayout, Tap
 from .matrices import WeightMatrix, all_matrices, choose_matrices, default_matrices, inner_model
@@ -27,6 +27,7 @@ __all__ = [
     "UndoLog",
     "WeightMatrix",
     "all_matrices",
+    "check_model",
     "choose_matrices",
     "cut_block",
     "cut_layer",

@@ -21,6 +21,15 @@ from .proof import prove
 from .reading import fits, read_block
 
 
+def check_model(model: Any) -> None:
+    """Raises an UnsupportedModelError, which says what to pass instead, for what is no model of transformers."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model itself; unwrap a PeftModel"
+            " with merge_and_unload() and a parallel wrapper with accelerator.unwrap_model()."
+        )
+
+
 def describe_model(model: PreTrainedModel) -> ModelAnatomy:
     """Finds every block of heads and filters in a model.
 
@@ -38,11 +47,7 @@ def describe_model(model: PreTrainedModel) -> ModelAnatomy:
         UnsupportedModelError: nothing that is known was found, the proof failed, or a module is not what the table
             says (an adapter or a quantised layer in place of a plain `nn.Linear`, for instance).
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model itself; unwrap a PeftModel"
-            " with merge_and_unload() and a parallel wrapper with accelerator.unwrap_model()."
-        )
+    check_model(model)
     found = read_blocks(model)
     if not found:
         raise UnsupportedModelError(_refusal(model))

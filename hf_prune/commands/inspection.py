@@ -19,7 +19,7 @@ from ..report.number_text import count_text
 from ..report.report import BlockReport, PruningReport, Size
 from ..report.tables import UNIT_NAMES
 from ..surgery import pruning_of
-from ..surgery.metadata import saved_name
+from ..surgery.metadata import pruned_configs, saved_name
 from .models import load_config, model_without_weights
 from .weight_inspection import WeightInspection, inspect_weights
 from .written_report import written_report
@@ -129,7 +129,7 @@ def inspect_checkpoint(name: str) -> Inspection:
         PruningError: there is no such model, its family is not supported, or its metadata does not fit.
     """
     model = model_without_weights(load_config(name))
-    written = written_report(name) if _is_pruned(model) else None
+    written = written_report(name) if pruned_configs(model) else None
     weights = inspect_weights(name, model, written)
     parameters = count_parameters(model)
     try:
@@ -150,12 +150,6 @@ def inspect_checkpoint(name: str) -> Inspection:
     cut = {block.key for block in report.blocks if block.kept_units not in (0, block.dense_units)}
     named = {block.key for block in anatomy.blocks if _entry(block, saved).get("heads")}
     return Inspection(name, anatomy, model, parameters, report, frozenset(cut - named), weights)
-
-
-def _is_pruned(model: PreTrainedModel) -> bool:
-    """Whether any config in a model speaks of pruning."""
-    configs = (module.config for module in model.modules() if isinstance(module, PreTrainedModel))
-    return any(pruning_of(config) is not None for config in configs)
 
 
 def _metadata(model: PreTrainedModel, anatomy: ModelAnatomy) -> Metadata:

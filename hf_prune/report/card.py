@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from ..config import PruningConfig, StructuredPruningConfig
-from ..surgery.metadata import pruning_of
+from ..surgery.metadata import pruned_configs
 from ..weight_config import ScheduledPruningConfig, WeightPruningConfig
 from .base import Report
 from .citations import UNIT_CITATIONS, WEIGHT_CITATIONS
@@ -108,13 +108,14 @@ def _common_text(report: PruningReport | WeightReport, base: str | None, model_i
 
 
 def _unit_card_text(report: PruningReport, model: PreTrainedModel | None) -> dict[str, Any]:
-    known = [pruning_of(one.config) for one in model.modules() if isinstance(one, PreTrainedModel)] if model else []
-    stacks = {name: entry for data in known if data for name, entry in data.get("layers", {}).items()}
-    kept = [f"{len(entry['kept'])} of {entry['of']} layers" for entry in stacks.values()]
+    known = [data for _, data in pruned_configs(model)] if model is not None else []
+    layers = {name: entry for data in known for name, entry in data.get("layers", {}).items()}
+    blocks = [block for data in known for block in data["blocks"].values()]
+    kept = [f"{len(entry['kept'])} of {entry['of']} layers" for entry in layers.values()]
     kept += [text for text in (kept_text(report, kind) for kind in UNIT_NAMES) if text]
-    blocks = [block for data in known if data for block in data["blocks"].values()]
+    *others, last = kept or ["no units"]
     return {
-        "kept": " and ".join(filter(None, (", ".join(kept[:-1]), *kept[-1:]))) or "no units",
+        "kept": f"{', '.join(others)} and {last}" if others else last,
         "cut": not blocks or any(block["kept"] < block["of"] for block in blocks),
         "flops": share_text(report.pruned.flops, report.dense.flops),
         "summary": summary_markdown(report),

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..surgery import pruning_of
 from ..surgery.label_words import has_label_words
+from ..surgery.metadata import pruned_configs
 from ..surgery.weight_metadata import weights_of
 from .number_text import count_text, share_text
 from .weight_report import WeightReport
@@ -56,9 +56,7 @@ def _reason(model: PreTrainedModel | None, packed: bool) -> str | None:
 
 def _is_cut(model: PreTrainedModel) -> bool:
     """Whether heads, filters or layers have been cut out of a model, too."""
-    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    found = [data for data in map(pruning_of, configs) if data is not None]
-    return any(data["blocks"] or data.get("layers") for data in found)
+    return any(data["blocks"] or data.get("layers") for _, data in pruned_configs(model))
 
 
 def _holder(report: WeightReport, model: PreTrainedModel | None) -> dict[str, str] | None:

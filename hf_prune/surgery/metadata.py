@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..anatomy import Block
 from ..errors import PruningError
@@ -44,6 +44,12 @@ def pruning_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
     if LABEL_WORDS in data:
         HeadForm.from_dict(data[LABEL_WORDS])
     return data
+
+
+def pruned_configs(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, Mapping[str, Any]]]:
+    """Every config in a model that has pruning metadata, once each, with that: parts of a model may have their own."""
+    configs = {id(one.config): one.config for one in model.modules() if isinstance(one, PreTrainedModel)}
+    return [(config, data) for config in configs.values() if (data := pruning_of(config)) is not None]
 
 
 def _is_ours(data: Mapping[str, Any]) -> bool:

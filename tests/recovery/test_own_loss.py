@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 
 from hf_prune.recovery import Distillation, distillation_loss
 from hf_prune.recovery.own_loss import counted_outputs, scale_of_loss
-from tests.family_models import EVERY_HEAD, PADDING, labels, sample
+from tests.family_models import PADDING, head_named, labels, sample
 from tests.small_models import Batch, case
 
-HEADS = {head.model_class.__name__: head for head in EVERY_HEAD}
 TOLD = [  # one of each kind of loss
     "BertForSequenceClassification",
     "BertForTokenClassification",
@@ -58,7 +57,7 @@ def gradient(model: PreTrainedModel, batch: Batch, teacher: PreTrainedModel | No
 
 @pytest.mark.parametrize("name", TOLD)
 def test_the_same_rows_count_and_are_divided_alike(name: str) -> None:
-    model, teacher = HEADS[name].model(), HEADS[name].model(seed=1)
+    model, teacher = head_named(name).model(), head_named(name).model(seed=1)
     batch = labelled(model)
     own, part = gradient(model, batch, None), gradient(model, batch, teacher)
     if name == "ElectraForPreTraining":
@@ -75,7 +74,7 @@ def test_the_same_rows_count_and_are_divided_alike(name: str) -> None:
 
 
 def test_a_sum_over_frames_is_a_sum_of_the_teachers_too() -> None:
-    model = HEADS["Wav2Vec2ForCTC"].model()
+    model = head_named("Wav2Vec2ForCTC").model()
     assert model.config.ctc_loss_reduction == "sum"
     batch = labelled(model)
     mask = torch.ones_like(batch["input_values"], dtype=torch.long)
@@ -95,7 +94,7 @@ def test_a_sum_over_frames_is_a_sum_of_the_teachers_too() -> None:
 @pytest.mark.parametrize("name", ["BartForConditionalGeneration", "T5ForConditionalGeneration"])
 def test_a_decoder_reads_what_the_labels_say(name: str) -> None:
     """The model makes its decoder's inputs of the labels, which the teacher does not get."""
-    model = HEADS[name].model()
+    model = head_named(name).model()
     model.config.decoder_start_token_id = 1
     batch = labelled(model)
     del batch["decoder_input_ids"]
@@ -120,7 +119,7 @@ def test_independent_outputs_are_compared_one_by_one() -> None:
 def test_what_shifts_all_outputs_alike_is_seen(kind: str) -> None:
     """A softmax over the outputs would not."""
     if kind == "replaced":
-        teacher = HEADS["ElectraForPreTraining"].model()
+        teacher = head_named("ElectraForPreTraining").model()
         batch, bias = labelled(teacher), "discriminator_predictions.dense_prediction.bias"
     else:
         item = case("bert", kind)
@@ -138,7 +137,7 @@ def test_what_shifts_all_outputs_alike_is_seen(kind: str) -> None:
 
 
 def test_padding_does_not_count_without_labels() -> None:
-    model = HEADS["BertForMaskedLM"].model()
+    model = head_named("BertForMaskedLM").model()
     batch = sample(model)
     counted = counted_outputs(model, model(**batch).logits, batch)
     assert counted is not None
@@ -146,7 +145,7 @@ def test_padding_does_not_count_without_labels() -> None:
 
 
 def test_of_masked_words_those_with_a_label_count() -> None:
-    model = HEADS["BertForPreTraining"].model()
+    model = head_named("BertForPreTraining").model()
     batch = sample(model)
     told = (batch["input_ids"] % 3 == 0).where(batch["input_ids"] != PADDING, torch.tensor(False))
     batch["labels"] = batch["input_ids"].where(told, torch.tensor(-100))

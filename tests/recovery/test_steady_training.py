@@ -12,10 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_prune import recover
 from hf_prune.recovery.steady_training import steady
-from tests.family_models import EVERY_HEAD, labels, sample
+from tests.family_models import head_named, labels, sample
 from tests.training.runs import arguments, assert_same, weights
 
-HEADS = {head.model_class.__name__: head for head in EVERY_HEAD}
 DROPPING = {
     "BartForConditionalGeneration": ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"),
     "OPTForCausalLM": ("dropout", "attention_dropout"),
@@ -33,11 +32,11 @@ def rows_of(model: PreTrainedModel) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", DROPPING)
 def test_nothing_is_dropped(name: str, checkpointed: bool, tmp_path: Path) -> None:
     def trained(probability: float) -> dict[str, torch.Tensor]:
-        model = HEADS[name].model(**dict.fromkeys(DROPPING[name], probability))
+        model = head_named(name).model(**dict.fromkeys(DROPPING[name], probability))
         kept = [vars(module) for module in model.modules()]
         before = [{key: value for key, value in one.items() if isinstance(value, float)} for one in kept]
         args = arguments(tmp_path, max_steps=2, activation_checkpointing=checkpointed)
-        recover(model, HEADS[name].model(seed=1), rows_of(model), training_args=args, lora=False)
+        recover(model, head_named(name).model(seed=1), rows_of(model), training_args=args, lora=False)
         assert [{key: value for key, value in one.items() if isinstance(value, float)} for one in kept] == before
         return weights(model)
 
@@ -45,7 +44,7 @@ def test_nothing_is_dropped(name: str, checkpointed: bool, tmp_path: Path) -> No
 
 
 def test_layers_that_checkpoint_do_so() -> None:
-    model = HEADS["BartForConditionalGeneration"].model(dropout=0.5)
+    model = head_named("BartForConditionalGeneration").model(dropout=0.5)
     model.train().activation_checkpointing_enable()
     layers = [module for module in model.modules() if getattr(module, "dropout", None) == 0.5]
     runs = 0
